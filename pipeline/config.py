@@ -1,0 +1,219 @@
+"""One YAML file is one run: its sections, with their defaults and allowed values.
+
+The defaults are the paper's recipe. Everything here except `Runtime` decides results and enters
+fingerprints; `Runtime` decides only where, how fast and how talkative.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.model_configs import DnCNNConfig, IPTSize
+from pipeline.tasks import PUBLISHED_ORDER, TASKS
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"unknown task; allowed: {', '.join(TASKS)}")
+    return name
+
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+TaskName = Annotated[str, AfterValidator(_known_task)]
+# These names become folders.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(Section):
+    """Photographs: an ImageNet class folder or any other folder, read recursively."""
+
+    path: str  # relative to the working directory; `package:` names a folder inside the package
+    validation_images: Positive = 64  # how many a keyed hash keeps out of training
+    # Instead of the hash: patterns of relative paths to keep out, such as "val/*".
+    held_out: tuple[str, ...] = ()
+
+
+class CorruptConfig(Section):
+    crops_per_image: Positive = 8
+    patch_size: Positive = 48  # of the corrupted image; the clean one is `scale` times larger
+    samples_per_shard: Positive = 16384
+    format: Literal["npy", "png"] = "npy"  # png takes half the bytes and more time
+    clip_noise: bool = True  # IPT clips noisy images to [0, 255]; DnCNN's recipe does not
+    border: Literal["symmetric", "replicate"] = "symmetric"
+
+
+class RainLayersConfig(Section):
+    preset: Literal["light", "heavy"] = "light"  # like Rain100L, like Rain100H
+    layers: Positive = 200
+    size: Annotated[int, Field(ge=64)] = 512
+    folder: str | None = None  # grey streak images to use instead of rendered ones
+
+
+class DataConfig(Section):
+    """How a training stream is read; design: the order is a pure function of seed and step."""
+
+    lanes: Positive = 1
+    window: Positive | None = None  # shards shuffled together; None: all of a lane
+    fresh_noise: bool = True  # new noise in every pass; False: the same for ever
+    flips_and_rotations: bool = False
+
+
+class ContrastiveConfig(Section):
+    form: Literal["supcon", "paper"] = "supcon"
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    images: Annotated[int, Field(ge=2)] = 8  # of one task, compared with each other
+
+
+class TrainingConfig(Section):
+    """What all three trainings share. Progress is counted in samples, never in epochs."""
+
+    source: str | None = None  # None: the source that pretraining reads
+    samples: Positive = 384_000_000
+    batch: Positive = 256  # samples per step, over all processes and accumulation
+    learning_rate: Rate = 5e-5
+    final_learning_rate: Rate = 2e-5
+    schedule: Literal["step", "cosine"] = "step"
+    drop_at: Fraction = 2 / 3  # where `step` falls to the final rate, as a fraction of samples
+    warmup_samples: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    clip_norm: Rate | None = None  # of the whole gradient
+    max_skipped_in_a_row: Positive = 5  # steps skipped for a non-finite loss or gradient
+    precision: Literal["float32", "bfloat16"] = "float32"
+    data: DataConfig = DataConfig()
+
+
+class PretrainConfig(TrainingConfig):
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] = PUBLISHED_ORDER
+    # one: a step trains one task, as the paper; all: every micro-batch holds every task.
+    tasks_per_step: Literal["one", "all"] = "one"
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _batch_holds_all_tasks(self) -> Self:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("tasks: a task is named twice")
+        if self.tasks_per_step == "all" and self.batch % len(self.tasks):
+            raise ValueError(
+                f"batch: {self.batch} does not divide into {len(self.tasks)} equal tasks; "
+                f"use a multiple of {len(self.tasks)}, or tasks_per_step: one"
+            )
+        return self
+
+
+class FinetuneConfig(TrainingConfig):
+    samples: Positive = 2_000_000
+    learning_rate: Rate = 2e-5
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class DnCNNTrainingConfig(TrainingConfig):
+    model: DnCNNConfig = DnCNNConfig()
+    samples: Positive = 11_904_000  # 50 epochs of 1860 batches
+    batch: Positive = 128
+    learning_rate: Rate = 1e-3
+    final_learning_rate: Rate = 1e-4
+    drop_at: Fraction = 0.6
+    statistics_batch: Annotated[int, Field(ge=2)] = 128  # images behind one batch-norm statistic
+
+
+class TestSetConfig(Section):
+    """Photographs to evaluate on: the validation images of a source, or a folder of one's own."""
+
+    source: str | None = None
+    path: str | None = None  # clean images
+    corrupted: str | None = None  # their corrupted versions; None: corrupted here, by the task
+    tasks: tuple[TaskName, ...] | None = None  # None: every task
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.source is None) == (self.path is None):
+            raise ValueError("a test set names either a source or a path")
+        if self.corrupted is not None and self.path is None:
+            raise ValueError("corrupted: needs the path of the clean images")
+        return self
+
+
+class EvaluateConfig(Section):
+    test_sets: dict[Name, TestSetConfig] = {}
+    tiling: Literal["overlap", "official"] = "overlap"
+    self_ensemble: bool = False
+    seed: int = 0  # of the noise and the rain
+
+
+class Runtime(Section):
+    """Everything that changes throughput and places, never content. In no fingerprint."""
+
+    runs: Path = Path("runs")
+    processes: Positive = 1  # per machine, for the distributed stages
+    workers: Annotated[int, Field(ge=0)] = 2  # of the corrupt stages and of each loader
+    threads_per_process: Positive = 1
+    engine: Literal["launcher", "ddp", "zero0", "zero1", "zero2", "zero3"] = "launcher"
+    micro_batch: Positive | None = None  # samples in memory at once; None: batch / processes
+    log_every_steps: Positive = 50
+    images_every_steps: Positive = 2000
+    checkpoint_every_steps: Positive = 1000
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    trackers: tuple[str, ...] = ("tensorboard",)  # any that accelerate knows
+
+
+class RunConfig(Section):
+    name: Name
+    seed: Annotated[int, Field(ge=0)] = 0
+    sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
+    corrupt: CorruptConfig = CorruptConfig()
+    rain_layers: RainLayersConfig = RainLayersConfig()
+    ipt: IPTSize = IPTSize()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: dict[TaskName, FinetuneConfig] = {}
+    dncnn: dict[TaskName, DnCNNTrainingConfig] = {}
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: Runtime = Runtime()
+
+    def source_of(self, training: TrainingConfig) -> str:
+        """The name of the source that a training reads."""
+        return training.source or self.pretrain.source or next(iter(self.sources))
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        trainings = {"pretrain": self.pretrain}
+        trainings |= {f"finetune.{task}": each for task, each in self.finetune.items()}
+        trainings |= {f"dncnn.{task}": each for task, each in self.dncnn.items()}
+        named = {f"{key}.source": training.source for key, training in trainings.items()}
+        named |= {
+            f"evaluate.test_sets.{key}.source": test_set.source
+            for key, test_set in self.evaluate.test_sets.items()
+        }
+        for key, source in named.items():
+            if source is not None and source not in self.sources:
+                known = ", ".join(self.sources)
+                raise ValueError(f"{key}: {source!r} is not a source of this run; known: {known}")
+        for task in self.finetune:
+            if task not in self.pretrain.tasks:
+                raise ValueError(
+                    f"finetune.{task}: not pretrained; pretrain.tasks has "
+                    f"{', '.join(self.pretrain.tasks)}"
+                )
+        for task in self.dncnn:
+            if TASKS[task].scale != 1:
+                raise ValueError(f"dncnn.{task}: DnCNN keeps the size of its input; use ×1 tasks")
+        if self.ipt.patch_size != self.corrupt.patch_size:
+            raise ValueError(
+                f"ipt.patch_size: {self.ipt.patch_size} differs from "
+                f"corrupt.patch_size: {self.corrupt.patch_size}"
+            )
+        if self.ipt.patch_size % self.ipt.token_size:
+            raise ValueError(f"ipt.token_size: does not divide patch_size {self.ipt.patch_size}")
+        if self.ipt.embedding % self.ipt.attention_heads:
+            raise ValueError(
+                f"ipt.attention_heads: {self.ipt.attention_heads} does not divide the embedding "
+                f"of {self.ipt.embedding} (features × token_size²)"
+            )
+        return self
