@@ -183,7 +183,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        trainings = {"pretrain": self.pretrain}
+        trainings: dict[str, TrainingConfig] = {"pretrain": self.pretrain}
         trainings |= {f"finetune.{task}": each for task, each in self.finetune.items()}
         trainings |= {f"dncnn.{task}": each for task, each in self.dncnn.items()}
         named = {f"{key}.source": training.source for key, training in trainings.items()}

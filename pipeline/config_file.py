@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"{path}: can't be read: {reason}") from error
     try:
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -101,7 +101,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {section!r} holds {inner!r}, not a section")
         values = inner
     try:
-        values[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        values[last] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
 
@@ -117,7 +117,7 @@ def _explain(error: ValidationError, name: str) -> str:
         if mistake["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = _keys_of_section(location[:-1])
             near = difflib.get_close_matches(location[-1], known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             message = f"unknown key (value {value!r}){hint or '.'} Known here: {', '.join(known)}"
         elif mistake["type"] == "missing":
             message = "required, but not given"

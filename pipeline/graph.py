@@ -50,7 +50,8 @@ class Stage:
     parts of an array are still missing. Run again after an interruption, it goes on.
     """
 
-    name: str
+    name: str  # such as corrupt-sr2@photos
+    kind: str  # such as corrupt
     version: int  # raised whenever the same config would give other content
     config: Section
     run: Callable[[Job], dict[str, JSON] | None]
@@ -58,10 +59,6 @@ class Stage:
     launch: Literal["single", "array", "distributed"] = "single"
     # Why a finished artifact no longer stands for the outside world (a folder that changed).
     stale: Callable[[Section, Manifest], str | None] | None = None
-
-    @property
-    def kind(self) -> str:
-        return self.name.split("-")[0].split("@")[0] if self.name != "rain-layers" else self.name
 
     def fingerprint(self, inputs: Mapping[str, str]) -> str:
         """SHA-256 of what decides the content: kind, version, config, identities of the inputs."""
