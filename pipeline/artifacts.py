@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -207,19 +207,42 @@ def writing(folder: Path, *, shared: bool = False, name: str = ".lock") -> Itera
     """
     path = folder / name
     with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked_within(1.0, lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             lock.seek(0)
             raise ArtifactError(
                 f"{folder}: another run is writing here ({lock.read().strip() or 'no record'}); "
                 "wait for it, or stop it, then run the same command again"
-            ) from None
+            )
         if not shared:
             lock.truncate(0)
             lock.write(json.dumps(_owner()))
             lock.flush()
         yield
+
+
+def _locked_within(seconds: float, file: IO[str], kind: int) -> bool:
+    """Try for a moment: `holder` takes the lock for an instant to see whether it is free."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+
+
+def holder(folder: Path) -> str | None:
+    """Who is writing in `folder` now, as its lock says; None where nobody is."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return (folder / ".lock").read_text().strip()
+    return None
 
 
 def _owner() -> dict[str, JSON]:

@@ -1,0 +1,42 @@
+# Every target sets up .venv first, once: it is made again when pyproject.toml or constraints.txt
+# change. TORCH chooses another build of torch, such as TORCH="torch==2.13.0+cu130 --index-url ...".
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CONFIG ?= demo
+IMAGES ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+OVERRIDES := $(if $(IMAGES),--set 'sources.photos.path="$(abspath $(IMAGES))"' --set 'sources.photos.held_out=[]')
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(STAMP)
+	@$(BIN)/python -m launch run configs/$(CONFIG).yaml $(OVERRIDES)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_packaging.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@# torch first and by itself: left to the resolver, it is the newest CUDA build, several GB.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

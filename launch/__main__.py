@@ -1,0 +1,110 @@
+"""`ipt`, or `python -m launch` without an install: the command line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.terminal import exit_code_of, set_up_logging
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = _parser().parse_args(arguments)
+    set_up_logging()
+    with exit_code_of() as outcome:
+        outcome.code = parsed.command(parsed)
+    return outcome.code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipt",
+        description="From a folder of photographs to a pretrained Image Processing Transformer, "
+        "fine-tuned models, DnCNN baselines and a report.",
+        epilog="Exit codes: 0 done, 1 failed, 2 config or usage, 75 stopped with a checkpoint "
+        "(the same command goes on), 130 interrupted (likewise).",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("config", help="a YAML file; configs/ is searched too")
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            dest="overrides",
+            help="put a value over the config's, as in --set pretrain.batch=64; repeatable",
+        )
+        sub.set_defaults(command=command)
+        return sub
+
+    add("plan", _plan, "Show the graph: what is done, what goes on, what is yet to be made, why.")
+    run = add("run", _run, "Make every stage that is not done, on this machine.")
+    run.add_argument("--until", metavar="STAGE", help="leave out what this stage does not need")
+    run.add_argument(
+        "--from", metavar="STAGE", dest="start", help="only this stage and what depends on it"
+    )
+    run.add_argument(
+        "--force", action="store_true", help="make them again, setting the old ones aside"
+    )
+    add("status", _status, "Show how far each stage is, who runs it and where its log is.")
+    add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
+    return parser
+
+
+def resolve_config_path(given: str) -> Path:
+    """A file as given, else by name in ./configs, the checkout's configs, the package's."""
+    package = Path(__file__).resolve().parents[1]
+    folders = (Path(), Path("configs"), package / "configs", package / "pipeline" / "_configs")
+    for folder in folders:
+        for name in (given, f"{given}.yaml"):
+            if (folder / name).is_file():
+                return folder / name
+    return Path(given)  # reading it says what is wrong
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from launch.inspect_run import plan
+
+    return plan(resolve_config_path(parsed.config), tuple(parsed.overrides))
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from launch.inspect_run import status
+
+    return status(resolve_config_path(parsed.config), tuple(parsed.overrides))
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from launch.inspect_run import verify_run
+
+    return verify_run(resolve_config_path(parsed.config), tuple(parsed.overrides))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from launch.inspect_run import print_outcome
+    from launch.local import run_graph
+    from pipeline.config_file import load_config
+    from stages.recipe import build_graph
+
+    path = resolve_config_path(parsed.config)
+    config = load_config(path, tuple(parsed.overrides))
+    config_arguments = [str(path)]
+    for override in parsed.overrides:
+        config_arguments += ["--set", override]
+    artifacts = run_graph(
+        build_graph(config),
+        config,
+        config_arguments=config_arguments,
+        until=parsed.until,
+        start=parsed.start,
+        force=parsed.force,
+    )
+    print_outcome(config, artifacts, path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What a run is, as it stands on disk: plan, status, verify, and the table at its end."""
+
+import time
+from pathlib import Path
+
+from launch.terminal import print_table
+from pipeline.artifacts import Artifact, holder, verify
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
+from pipeline.graph import Resolved, StageError
+from stages.recipe import build_graph
+
+MARKS = {"done": "✓", "resume": "▸", "fresh": "·"}
+
+
+def plan(path: Path, overrides: tuple[str, ...]) -> int:
+    """Print the graph with the state of each stage and why."""
+    config, resolved = _resolve(path, overrides)
+    _print_header(path, config)
+    rows = [
+        [MARKS[each.state], each.stage.name, each.state, each.reason, _needs(each)]
+        for each in resolved.values()
+    ]
+    print_table(["", "stage", "state", "why", "reads"], rows)
+    to_make = sum(each.state != "done" for each in resolved.values())
+    print(f"\n{to_make} of {len(resolved)} stages to make: ipt run {path}")
+    return 0
+
+
+def status(path: Path, overrides: tuple[str, ...]) -> int:
+    """Print how far each stage is, who writes there now, and where its log is."""
+    config, resolved = _resolve(path, overrides)
+    _print_header(path, config)
+    rows = []
+    for each in resolved.values():
+        owner = holder(each.folder) if each.folder and each.state == "resume" else None
+        log = each.folder / "logs" / "log.txt" if each.folder else None
+        state = "running" if owner else each.state
+        detail = owner or each.reason
+        rows.append(
+            [MARKS[each.state], each.stage.name, state, detail, _last_line(log), str(log or "")]
+        )
+    print_table(["", "stage", "state", "", "last line", "log"], rows)
+    return 0
+
+
+def verify_run(path: Path, overrides: tuple[str, ...]) -> int:
+    """Hash every sealed file of the run; name those that are not as they were."""
+    _, resolved = _resolve(path, overrides)
+    problems = []
+    done = [each.artifact for each in resolved.values() if each.artifact is not None]
+    for artifact in done:
+        problems += verify(artifact)
+        print(f"✓ {artifact.manifest.stage:<32} {len(artifact.manifest.files)} files")
+    if problems:
+        raise StageError(
+            "\n".join(problems)
+            + f"\n{len(problems)} files are not as they were sealed; make their stages again with "
+            f"ipt run {path} --from STAGE --force"
+        )
+    print(f"{len(done)} of {len(resolved)} stages are done, and every file is as it was sealed")
+    return 0
+
+
+def print_outcome(config: RunConfig, artifacts: dict[str, Artifact], path: Path) -> None:
+    """The verdict table, where the report is, and what to do next."""
+    report = artifacts.get("report")
+    if report is None:
+        return
+    print("\nPSNR in dB and SSIM on photographs that no stage trained on\n")
+    header = ["task", "test set", "model", "PSNR RGB", "PSNR Y", "SSIM RGB", "SSIM Y"]
+    rows = []
+    for row in report.manifest.summary["rows"]:
+        names = {"corrupted": "corrupted", "dncnn": "DnCNN", "ipt": "IPT"}
+        for key, name in names.items():
+            score = row.get(key)
+            if score is not None:
+                rows.append(
+                    [
+                        row["task"],
+                        row["test_set"],
+                        name,
+                        f"{score['psnr_rgb']:.2f}",
+                        f"{score['psnr_y']:.2f}",
+                        f"{score['ssim_rgb']:.4f}",
+                        f"{score['ssim_y']:.4f}",
+                    ]
+                )
+    print_table(header, rows)
+    print(
+        f"""
+report   {report.folder / "report.html"}
+
+next     the paper's recipe on one node with 8 GPUs, then on SLURM (see the header of the config):
+         python -m launch run configs/imagenet.yaml --set runtime.processes=8
+         sbatch --nodes=1 --gpus-per-node=8 --cpus-per-task=64 --time=48:00:00 --wrap \\
+           "python -m launch run configs/imagenet.yaml --set runtime.processes=8\""""
+    )
+
+
+def _resolve(path: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, dict[str, Resolved]]:
+    config = load_config(path, overrides)
+    return config, build_graph(config).resolve(config.runtime.runs / config.name)
+
+
+def _print_header(path: Path, config: RunConfig) -> None:
+    print(f"{config.name}: {path}, in {config.runtime.runs / config.name}\n")
+
+
+def _needs(resolved: Resolved) -> str:
+    names = [stage.name for stage in resolved.stage.inputs.values()]
+    return (
+        ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+    )
+
+
+def _last_line(log: Path | None) -> str:
+    if log is None or not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 400))
+        lines = file.read().decode(errors="replace").splitlines()
+    age = time.time() - log.stat().st_mtime
+    return f"{lines[-1][20:80]} ({age:.0f} s ago)" if lines else ""

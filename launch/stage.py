@@ -1,0 +1,176 @@
+"""Runs one stage: locks its folder, runs it, seals it. Also the program of every process of a
+distributed stage: `accelerate launch launch/stage.py CONFIG --stage NAME`."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launch.terminal import exit_code_of, progress_line
+from pipeline.artifacts import Artifact, open_artifact, seal, set_aside, writing
+from pipeline.config import RunConfig, Runtime
+from pipeline.config_file import ConfigError, load_config
+from pipeline.graph import Graph, Job, Progress, Resolved, Stage, StageError, resolve_stage
+from stages.recipe import build_graph
+
+logger = logging.getLogger(__name__)
+
+
+def run_stage(
+    resolved: Resolved,
+    inputs: Mapping[str, Artifact],
+    *,
+    runtime: Runtime,
+    progress: Progress,
+    part: tuple[int, int] = (0, 1),
+) -> Artifact | None:
+    """Run a stage that isn't done and seal it; None where parts of an array are still missing.
+
+    In a distributed stage every rank calls this; only rank 0 locks, writes and seals.
+    """
+    stage, folder = resolved.stage, resolved.folder
+    assert folder is not None
+    assert resolved.fingerprint is not None
+    is_writer = int(os.environ.get("RANK", "0")) == 0
+    with ExitStack() as stack:
+        if is_writer:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(folder, part))
+            finished = open_artifact(folder)  # by another run, while this one waited
+            if finished is not None:
+                return finished
+            stack.enter_context(_log_file(folder, part))
+            logger.info("%s begins in %s", stage.name, folder)
+        began = time.monotonic()
+        summary = stage.run(
+            Job(
+                config=stage.config,
+                fingerprint=resolved.fingerprint,
+                folder=folder,
+                inputs=inputs,
+                runtime=runtime,
+                progress=progress,
+                part=part,
+            )
+        )
+        seconds = time.monotonic() - began
+        if summary is None or not is_writer:
+            return None
+        artifact = seal(
+            folder,
+            stage=stage.name,
+            version=stage.version,
+            fingerprint=resolved.fingerprint,
+            config=stage.config.model_dump(mode="json"),
+            inputs={role: artifact.identity for role, artifact in inputs.items()},
+            summary=summary,
+            seconds=seconds,
+        )
+        logger.info("%s done in %.1f s", stage.name, seconds)
+        return artifact
+
+
+def make_room(folder: Path) -> None:
+    """Set a sealed folder aside so that its stage can be made again in its place."""
+    if open_artifact(folder) is not None:
+        with writing(folder):
+            set_aside(folder)
+
+
+@contextmanager
+def _locked(folder: Path, part: tuple[int, int]) -> Iterator[None]:
+    """The whole folder for a whole stage; for a part of an array, that part of it."""
+    number, parts = part
+    if parts == 1:
+        with writing(folder):
+            yield
+    else:
+        with writing(folder, shared=True), writing(folder, name=f".lock-{number}-of-{parts}"):
+            yield
+
+
+@contextmanager
+def _log_file(folder: Path, part: tuple[int, int]) -> Iterator[None]:
+    """Also write what is logged into the stage's own log, one plain line each."""
+    (folder / "logs").mkdir(exist_ok=True)
+    name = "log.txt" if part[1] == 1 else f"log-{part[0]}-of-{part[1]}.txt"
+    handler = logging.FileHandler(folder / "logs" / name, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def resolve_with_inputs(
+    graph: Graph, stage: Stage, run_folder: Path
+) -> tuple[Resolved, dict[str, Artifact]]:
+    """A stage and its sealed inputs; StageError naming those that aren't done."""
+    known: dict[str, Resolved] = {}
+    for each in graph.stages:
+        known[each.name] = resolve_stage(each, known, run_folder)
+        if each.name == stage.name:
+            break
+    missing = [each.name for each in stage.inputs.values() if known[each.name].state != "done"]
+    if missing:
+        raise StageError(f"{stage.name}: its inputs are not done: {', '.join(missing)}")
+    inputs = {}
+    for role, parent in stage.inputs.items():
+        artifact = known[parent.name].artifact
+        assert artifact is not None
+        inputs[role] = artifact
+    return known[stage.name], inputs
+
+
+def set_threads(runtime: Runtime) -> None:
+    """Before numpy and torch are imported: they read these once."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(runtime.threads_per_process)
+
+
+def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
+    """The program of `launch/stage.py` and `launch/pretrain.py`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Run one stage of a run, in every process that a launcher started. "
+        "Exit codes: 0 done, 1 failed, 2 config or usage, 75 stopped with a checkpoint."
+    )
+    parser.add_argument("config", type=Path)
+    if stage_name is None:
+        parser.add_argument("--stage", required=True, help="its name, as `plan` shows it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parsed = parser.parse_args(arguments)
+    with exit_code_of() as outcome:
+        config = load_config(parsed.config, tuple(parsed.overrides))
+        _run_named(config, parsed.config, stage_name or parsed.stage)
+    return outcome.code
+
+
+def _run_named(config: RunConfig, path: Path, stage_name: str) -> None:
+    graph = build_graph(config)
+    stage = graph.stage(stage_name)
+    set_threads(config.runtime)
+    try:
+        resolved, inputs = resolve_with_inputs(graph, stage, config.runtime.runs / config.name)
+    except StageError as error:
+        raise ConfigError(
+            f"{error}\nmake them with: python -m launch run {path} --until {stage_name}"
+        ) from None
+    if resolved.state == "done":
+        logger.warning("%s is done: %s", stage_name, resolved.folder)
+        return
+    with progress_line(stage.name) as progress:
+        run_stage(resolved, inputs, runtime=config.runtime, progress=progress)
+
+
+if __name__ == "__main__":
+    sys.exit(run_one(sys.argv[1:]))

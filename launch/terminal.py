@@ -1,0 +1,139 @@
+"""What a person sees: progress, tables, and one sentence for whatever went wrong."""
+
+import errno
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipeline.artifacts import ArtifactError
+from pipeline.config_file import ConfigError
+from pipeline.graph import Progress, StageError, StoppedWithCheckpoint
+
+FAILED, USAGE, STOPPED, INTERRUPTED = 1, 2, 75, 130
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass
+class Outcome:
+    code: int = 0
+
+
+@contextmanager
+def exit_code_of() -> Iterator[Outcome]:
+    """Turn what can go wrong for a user into one sentence and an exit code."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    except ConfigError as error:
+        outcome.code = _say(error, USAGE)
+    except (StageError, ArtifactError) as error:
+        outcome.code = _say(error, FAILED)
+    except StoppedWithCheckpoint as stop:
+        outcome.code = _say(stop, STOPPED)
+    except KeyboardInterrupt:
+        outcome.code = _say("stopped; the same command goes on where this one was", INTERRUPTED)
+    except OSError as error:
+        outcome.code = _say(_explain(error), FAILED)
+
+
+def _say(message: object, code: int) -> int:
+    logging.getLogger(__name__).info("exit code %d: %s", code, message)
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _explain(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    remedy = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some of your quota",
+        errno.EFBIG: "raise the limit on file sizes",
+        errno.EROFS: "choose another runtime.runs folder",
+        errno.EACCES: "check the permissions, or choose another runtime.runs folder",
+        errno.ENOTDIR: "a file is in the way; choose another runtime.runs folder",
+        errno.EEXIST: "a file is in the way; choose another runtime.runs folder",
+    }.get(error.errno or 0, "mend that")
+    return (
+        f"{place}{error.strerror or error}; {remedy} and run the same command again: "
+        "what is finished is kept"
+    )
+
+
+class PlainProgress:
+    """One line every ten seconds, for logs and pipes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.began = time.monotonic()
+        self.first: int | None = None  # where this execution took up the work
+        self.printed = self.began
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if self.first is None:
+            self.first = done
+        now = time.monotonic()
+        if now - self.printed < SECONDS_BETWEEN_LINES and done < total:
+            return
+        self.printed = now
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+        print(f"  {self.name}  {done}/{total}  {rate:.1f}/s  {left}  {note}", flush=True)
+
+
+@contextmanager
+def progress_line(name: str) -> Iterator[Progress]:
+    """A bar with rate and time left on a terminal, plain lines elsewhere."""
+    if not sys.stdout.isatty():
+        yield PlainProgress(name)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        TextColumn("  [bold]{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", style="dim"),
+        transient=True,
+    ) as bar:
+        line = bar.add_task(name, total=None, rate="", note="")
+
+        def progress(done: int, total: int, note: str = "") -> None:
+            speed = bar.tasks[line].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            bar.update(line, completed=done, total=total, rate=rate, note=note)
+
+        yield progress
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "  "
+) -> None:
+    """Columns as wide as their widest cell; numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for number, row in enumerate([header, *rows]):
+        cells = [
+            cell.rjust(width) if _is_number(cell) else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        text = ("  " + "  ".join(cells)).rstrip()
+        print(f"\033[1m{text}\033[0m" if number == 0 and sys.stdout.isatty() else text)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "").replace("-", "").strip("+").isdigit() or cell == "–"
+
+
+def set_up_logging() -> None:
+    """What is logged goes to the log files of the stages; warnings also to the terminal."""
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(logging.Formatter("  %(message)s"))
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(terminal)

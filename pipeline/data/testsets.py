@@ -1,0 +1,292 @@
+"""Photographs to evaluate on: corrupted and clean, paired, the same pixels in every run."""
+
+# H W height and width of the clean image; its corrupted version is `scale` times smaller per side.
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import TestSetConfig
+from pipeline.corruptions.apply import corrupt
+from pipeline.corruptions.keyed import generator
+from pipeline.data.source import SourceIndex, UnreadablePhotograph, read_photograph
+from pipeline.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
+SMALLEST_SIDE = 11  # of the clean image after the border is cut: the window of SSIM
+CROSSFADE = 32  # pixels over which two copies of a rain layer melt into each other
+
+
+class TestSetError(ValueError):
+    """A test set that can't be used as it is; the message names the files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One test image, both (height, width, 3) RGB.
+
+    `clean` is uint8. `corrupted` is uint8 too, or float32 in [0, 1] for drawn noise, which may
+    leave that range where the task doesn't clip.
+    """
+
+    name: str
+    corrupted: np.ndarray
+    clean: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Item:
+    name: str
+    clean: Path
+    corrupted: Path | None  # None: corrupted here, in the task's way
+
+
+class TestSet:
+    """The images of one test set for one task, in the order of their names.
+
+    Iterating reads one image at a time. What can't be used in a source's validation images is
+    left out and listed in `skipped`, as in training; in a folder that somebody names as a
+    benchmark it is an error, because a mean over fewer images is another benchmark.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[_Item],
+        task: Task,
+        *,
+        seed: int,
+        rain_layers: np.ndarray | None,
+        is_benchmark: bool,
+    ) -> None:
+        self._items = items
+        self._task = task
+        self._seed = seed
+        self._rain_layers = rain_layers
+        self._is_benchmark = is_benchmark
+        self.skipped: list[dict[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def names(self) -> list[str]:
+        return [item.name for item in self._items]
+
+    def __iter__(self) -> Iterator[Pair]:
+        self.skipped.clear()
+        for item in self._items:
+            try:
+                yield self._read(item)
+            except UnreadablePhotograph as error:
+                if self._is_benchmark:
+                    raise TestSetError(
+                        f"{item.clean}: {error}; repair the file or take it out of the test set"
+                    ) from error
+                logger.warning("%s: left out of the test set: %s", item.clean, error)
+                self.skipped.append({"path": str(item.clean), "reason": str(error)})
+
+    def _read(self, item: _Item) -> Pair:
+        scale = self._task.scale
+        clean = read_photograph(item.clean)
+        if item.corrupted is not None:
+            corrupted = read_photograph(item.corrupted)
+            return Pair(name=item.name, corrupted=corrupted, clean=self._fit(clean, corrupted, item))
+        clean = modcrop(clean, scale)
+        if min(clean.shape[:2]) < SMALLEST_SIDE + 2 * (scale if scale > 1 else 0):
+            raise UnreadablePhotograph(
+                f"{clean.shape[1]}×{clean.shape[0]} pixels are too few for {self._task.name}"
+            )
+        rng = generator("test", self._seed, self._task.name, item.name)
+        layers = self._rain_layers
+        if layers is not None:
+            layers = _one_layer_at_least(layers, clean.shape[:2], rng)
+        corrupted = corrupt(clean, self._task.corruption, rng, rain_layers=layers)
+        return Pair(name=item.name, corrupted=corrupted, clean=clean)
+
+    def _fit(self, clean: np.ndarray, corrupted: np.ndarray, item: _Item) -> np.ndarray:
+        """The clean image, cut at the bottom and right to `scale` times the corrupted one."""
+        scale = self._task.scale
+        height, width = (side * scale for side in corrupted.shape[:2])
+        surplus = (clean.shape[0] - height, clean.shape[1] - width)
+        if not all(0 <= pixels < scale for pixels in surplus):
+            raise TestSetError(
+                f"{item.corrupted} is {corrupted.shape[1]}×{corrupted.shape[0]} pixels and "
+                f"{item.clean} {clean.shape[1]}×{clean.shape[0]}: for {self._task.name} the clean "
+                f"image must be {scale} times as large per side; check that they belong together"
+            )
+        return clean[:height, :width]
+
+
+def modcrop(image: np.ndarray, scale: int) -> np.ndarray:
+    """The largest top-left part whose sides are multiples of `scale`, as in the SR literature."""
+    height, width = (side - side % scale for side in image.shape[:2])
+    return image[:height, :width]
+
+
+def open_test_set(
+    config: TestSetConfig,
+    task: Task,
+    *,
+    seed: int,
+    sources: Mapping[str, SourceIndex],
+    rain_layers: np.ndarray | None = None,
+) -> TestSet:
+    """The test set that `config` names, for one task.
+
+    Noise and rain are one fixed draw per (seed, task, image name): every model meets the same
+    pixels. `rain_layers` is the bank of the rain-layers stage, (n, size, size) uint8.
+    """
+    if config.source is not None:
+        items = _validation_items(sources[config.source])
+        where = f"source {config.source}"
+    else:
+        assert config.path is not None  # TestSetConfig names one of the two
+        where = config.path
+        items = _folder_items(Path(config.path), config.corrupted, task)
+    if not items:
+        raise TestSetError(f"{where}: no image to evaluate on; add at least one")
+    is_drawn_here = any(item.corrupted is None for item in items)
+    if task.needs_rain_layers and is_drawn_here and rain_layers is None:
+        raise TestSetError(f"{where}: {task.name} needs the layers of the rain-layers stage")
+    return TestSet(
+        items,
+        task,
+        seed=seed,
+        rain_layers=rain_layers if task.needs_rain_layers else None,
+        is_benchmark=config.source is None,
+    )
+
+
+def folder_listing(config: TestSetConfig) -> list[tuple[str, int, int]]:
+    """(path, bytes, modification time) of every file behind a test set that lies in folders."""
+    listing = []
+    for folder in (config.path, config.corrupted):
+        if folder is not None:
+            for path in sorted(Path(folder).rglob("*")):
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    status = path.stat()
+                    listing.append((path.as_posix(), status.st_size, status.st_mtime_ns))
+    return listing
+
+
+def _validation_items(index: SourceIndex) -> list[_Item]:
+    paths = [index.path(i) for i in np.flatnonzero(index.validation)]
+    stems = [path.stem for path in paths]
+    items = []
+    for path, stem in zip(paths, stems, strict=True):
+        # The same stem in two folders: the folder's name tells them apart.
+        name = stem if stems.count(stem) == 1 else f"{path.parent.name}-{path.name}"
+        items.append(_Item(name=name, clean=path, corrupted=None))
+    return sorted(items, key=lambda item: item.name)
+
+
+def _folder_items(folder: Path, corrupted: str | None, task: Task) -> list[_Item]:
+    clean = _images_of(folder)
+    if corrupted is None:
+        return [_Item(name=stem, clean=path, corrupted=None) for stem, path in clean.items()]
+    return _paired(clean, folder, _images_of(_folder_of_task(Path(corrupted), task)), task)
+
+
+def _folder_of_task(folder: Path, task: Task) -> Path:
+    """`folder`, or the part of it for this task, as LR_bicubic/X2 or rainy/derain."""
+    names = [task.name]
+    if task.scale > 1:
+        names += [f"X{task.scale}", f"x{task.scale}"]
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
+def _images_of(folder: Path) -> dict[str, Path]:
+    """The images that lie directly in `folder`, by stem."""
+    if not folder.is_dir():
+        raise TestSetError(f"{folder}: no such folder; a test set names a folder of images")
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in images:
+            raise TestSetError(
+                f"{folder}: {images[path.stem].name} and {path.name} have the same name; keep one"
+            )
+        images[path.stem] = path
+    if not images:
+        below = sorted({str(each.parent) for each in folder.rglob("*") if _is_image(each)})[:5]
+        hint = f"; there are some in {', '.join(below)}" if below else ""
+        raise TestSetError(f"{folder}: no image lies directly in it{hint}")
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _paired(
+    clean: Mapping[str, Path], folder: Path, corrupted: Mapping[str, Path], task: Task
+) -> list[_Item]:
+    """Clean and corrupted images of the same name, or of names that differ as in benchmarks."""
+    if clean.keys() != corrupted.keys():
+        clean, corrupted = _by_bare_name(clean, task), _by_bare_name(corrupted, task)
+    problems = []
+    for missing, there, what in (
+        (corrupted.keys() - clean.keys(), corrupted, "no clean image"),
+        (clean.keys() - corrupted.keys(), clean, "no corrupted image"),
+    ):
+        if missing:
+            names = sorted(there[name].name for name in missing)
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            problems.append(f"{what} for {', '.join(names[:5])}{more}")
+    if problems:
+        raise TestSetError(
+            f"{folder}: {'; '.join(problems)}. They are paired by name, as 001.png with 001.png, "
+            f"norain-001.png with rain-001.png, baby.png with babyx{max(task.scale, 2)}.png"
+        )
+    return [
+        _Item(name=name, clean=clean[name], corrupted=corrupted[name]) for name in sorted(clean)
+    ]
+
+
+# How published benchmarks mark the two sides of a pair: norain-001 and rain-001 (Rain100L),
+# 1_GT and 1_in (Rain12), img_001_SRF_4_HR and img_001_SRF_4_LR (SelfExSR), babyx2 (Set5).
+_PREFIX = re.compile(r"^(no)?rain[-_](?=.)", re.IGNORECASE)
+_SUFFIX = re.compile(r"(?<=.)[-_](hr|lr|gt|in|clean|noisy|rainy|rain|norain)$", re.IGNORECASE)
+
+
+def _by_bare_name(images: Mapping[str, Path], task: Task) -> dict[str, Path]:
+    bare: dict[str, Path] = {}
+    for stem, path in images.items():
+        name = _SUFFIX.sub("", _PREFIX.sub("", stem))
+        if task.scale > 1:
+            name = re.sub(rf"(?<=.)x{task.scale}$", "", name, flags=re.IGNORECASE)
+        if name in bare:
+            raise TestSetError(
+                f"{path.parent}: {bare[name].name} and {path.name} both read as {name!r}; "
+                "give every image a name of its own"
+            )
+        bare[name] = path
+    return bare
+
+
+def _one_layer_at_least(
+    layers: np.ndarray, size: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """One layer of the bank, (1, ≥H, ≥W): copies of it melted together where it is too small."""
+    layer = layers[int(rng.integers(len(layers)))]
+    for axis in (0, 1):
+        layer = _extend(layer, size[axis], axis)
+    return layer[None]
+
+
+def _extend(layer: np.ndarray, length: int, axis: int) -> np.ndarray:
+    tile = np.moveaxis(layer, axis, 0)
+    fade = min(CROSSFADE, len(tile) // 4)
+    weight = (np.arange(1, fade + 1) / (fade + 1)).reshape(-1, *[1] * (tile.ndim - 1))
+    row = tile
+    while len(row) < length:
+        seam = np.rint(row[-fade:] * (1 - weight) + tile[:fade] * weight).astype(tile.dtype)
+        row = np.concatenate([row[:-fade], seam, tile[fade:]])
+    return np.moveaxis(row, 0, axis)
