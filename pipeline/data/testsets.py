@@ -4,6 +4,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,19 @@ import numpy as np
 
 from pipeline.config import TestSetConfig
 from pipeline.corruptions.apply import corrupt
+from pipeline.corruptions.bicubic import modcrop
 from pipeline.corruptions.keyed import generator
-from pipeline.data.source import SourceIndex, UnreadablePhotograph, read_photograph
+from pipeline.data.source import (
+    PHOTOGRAPH_SUFFIXES,
+    SourceIndex,
+    UnreadablePhotograph,
+    read_photograph,
+)
 from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
 SMALLEST_SIDE = 11  # of the clean image after the border is cut: the window of SSIM
-CROSSFADE = 32  # pixels over which two copies of a rain layer melt into each other
 
 
 class TestSetError(ValueError):
@@ -96,17 +101,16 @@ class TestSet:
         clean = read_photograph(item.clean)
         if item.corrupted is not None:
             corrupted = read_photograph(item.corrupted)
-            return Pair(name=item.name, corrupted=corrupted, clean=self._fit(clean, corrupted, item))
+            return Pair(
+                name=item.name, corrupted=corrupted, clean=self._fit(clean, corrupted, item)
+            )
         clean = modcrop(clean, scale)
         if min(clean.shape[:2]) < SMALLEST_SIDE + 2 * (scale if scale > 1 else 0):
             raise UnreadablePhotograph(
                 f"{clean.shape[1]}×{clean.shape[0]} pixels are too few for {self._task.name}"
             )
         rng = generator("test", self._seed, self._task.name, item.name)
-        layers = self._rain_layers
-        if layers is not None:
-            layers = _one_layer_at_least(layers, clean.shape[:2], rng)
-        corrupted = corrupt(clean, self._task.corruption, rng, rain_layers=layers)
+        corrupted = corrupt(clean, self._task.corruption, rng, rain_layers=self._rain_layers)
         return Pair(name=item.name, corrupted=corrupted, clean=clean)
 
     def _fit(self, clean: np.ndarray, corrupted: np.ndarray, item: _Item) -> np.ndarray:
@@ -121,12 +125,6 @@ class TestSet:
                 f"image must be {scale} times as large per side; check that they belong together"
             )
         return clean[:height, :width]
-
-
-def modcrop(image: np.ndarray, scale: int) -> np.ndarray:
-    """The largest top-left part whose sides are multiples of `scale`, as in the SR literature."""
-    height, width = (side - side % scale for side in image.shape[:2])
-    return image[:height, :width]
 
 
 def open_test_set(
@@ -163,26 +161,19 @@ def open_test_set(
     )
 
 
-def folder_listing(config: TestSetConfig) -> list[tuple[str, int, int]]:
-    """(path, bytes, modification time) of every file behind a test set that lies in folders."""
-    listing = []
-    for folder in (config.path, config.corrupted):
-        if folder is not None:
-            for path in sorted(Path(folder).rglob("*")):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    status = path.stat()
-                    listing.append((path.as_posix(), status.st_size, status.st_mtime_ns))
-    return listing
-
-
 def _validation_items(index: SourceIndex) -> list[_Item]:
-    paths = [index.path(i) for i in np.flatnonzero(index.validation)]
-    stems = [path.stem for path in paths]
-    items = []
-    for path, stem in zip(paths, stems, strict=True):
-        # The same stem in two folders: the folder's name tells them apart.
-        name = stem if stems.count(stem) == 1 else f"{path.parent.name}-{path.name}"
-        items.append(_Item(name=name, clean=path, corrupted=None))
+    numbers = np.flatnonzero(index.validation).tolist()
+    names = [Path(index.name(number)) for number in numbers]
+    stems = Counter(name.stem for name in names)
+    items = [
+        _Item(
+            # The same stem twice: the relative path tells them apart.
+            name=name.stem if stems[name.stem] == 1 else name.as_posix(),
+            clean=index.path(number),
+            corrupted=None,
+        )
+        for number, name in zip(numbers, names, strict=True)
+    ]
     return sorted(items, key=lambda item: item.name)
 
 
@@ -207,7 +198,7 @@ def _images_of(folder: Path) -> dict[str, Path]:
         raise TestSetError(f"{folder}: no such folder; a test set names a folder of images")
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        if not _is_image(path):
             continue
         if path.stem in images:
             raise TestSetError(
@@ -222,7 +213,7 @@ def _images_of(folder: Path) -> dict[str, Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not path.name.startswith(".")
 
 
 def _paired(
@@ -269,24 +260,3 @@ def _by_bare_name(images: Mapping[str, Path], task: Task) -> dict[str, Path]:
             )
         bare[name] = path
     return bare
-
-
-def _one_layer_at_least(
-    layers: np.ndarray, size: tuple[int, ...], rng: np.random.Generator
-) -> np.ndarray:
-    """One layer of the bank, (1, ≥H, ≥W): copies of it melted together where it is too small."""
-    layer = layers[int(rng.integers(len(layers)))]
-    for axis in (0, 1):
-        layer = _extend(layer, size[axis], axis)
-    return layer[None]
-
-
-def _extend(layer: np.ndarray, length: int, axis: int) -> np.ndarray:
-    tile = np.moveaxis(layer, axis, 0)
-    fade = min(CROSSFADE, len(tile) // 4)
-    weight = (np.arange(1, fade + 1) / (fade + 1)).reshape(-1, *[1] * (tile.ndim - 1))
-    row = tile
-    while len(row) < length:
-        seam = np.rint(row[-fade:] * (1 - weight) + tile[:fade] * weight).astype(tile.dtype)
-        row = np.concatenate([row[:-fade], seam, tile[fade:]])
-    return np.moveaxis(row, 0, axis)

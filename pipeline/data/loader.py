@@ -1,0 +1,272 @@
+"""From shards to training batches, the same for any number of workers.
+
+A worker is given nothing but the number of a micro-batch: which samples that is, their noise and
+their flips are functions of the seed, so there is no state to keep, to save or to get wrong.
+"""
+
+# N batch, H W height and width; images leave as (N, 3, H, W).
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.config import DataConfig
+from pipeline.corruptions.apply import corrupt
+from pipeline.corruptions.keyed import generator
+from pipeline.data.order import (
+    Division,
+    SampleIds,
+    StreamOrder,
+    divide_batch,
+    keyed_number,
+    shuffled,
+    task_of_step,
+)
+from pipeline.data.shard_reader import ShardReader, open_shards
+from pipeline.tasks import Task
+
+# By task: (corrupted, clean), each uint8 0..255, or float32 in [0, 1] where noise was drawn, which
+# leaves that range if the task doesn't clip.
+Batch = dict[str, tuple[Tensor, Tensor]]
+
+# What a scheduler sends to every process of a job. It is for the training process, which still
+# needs its next batches to reach a checkpoint.
+FOR_THE_PARENT = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The finished samples of one task."""
+
+    task: Task
+    reader: ShardReader
+
+    @property
+    def samples(self) -> int:
+        return sum(self.reader.counts)
+
+    def pairs(
+        self, ids: SampleIds, *, seed: int, data: DataConfig, purpose: str = "train"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(corrupted, clean), each (N, H, W, 3)."""
+        clean = self.reader.images("clean", ids.shards, ids.places)
+        keys = self.reader.keys(ids.shards, ids.places)
+        passes = ids.passes.tolist()
+        corrupted = None
+        if self.task.stores_corrupted:
+            corrupted = self.reader.images("corrupted", ids.shards, ids.places)
+        if data.flips_and_rotations:
+            turns = [
+                int(generator("turn", purpose, seed, self.task.name, key, number).integers(8))
+                for key, number in zip(keys, passes, strict=True)
+            ]
+            clean = _turned(clean, turns)
+            corrupted = None if corrupted is None else _turned(corrupted, turns)
+        if corrupted is None:
+            if not data.fresh_noise:
+                passes = [0] * len(passes)
+            corrupted = np.empty(clean.shape, np.float32)
+            for place, (key, number) in enumerate(zip(keys, passes, strict=True)):
+                rng = generator("noise", purpose, seed, self.task.name, key, number)
+                corrupted[place] = corrupt(
+                    clean[place], self.task.corruption, rng, rain_layers=None
+                )
+        return corrupted, clean
+
+
+def open_stream(
+    artifact_folder: Path, task: Task, *, split: Literal["train", "validation"]
+) -> Stream:
+    """The shards that the corrupt stage of `task` made, in its folder."""
+    reader = open_shards(artifact_folder / "shards", split)
+    return Stream(task=task, reader=reader)
+
+
+def training_batches(
+    streams: Mapping[str, Stream],
+    *,
+    config: DataConfig,
+    tasks_per_step: Literal["one", "all"],
+    batch: int,
+    micro_batch: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+) -> DataLoader[Batch]:
+    """The micro-batches of one process from `start_step` on, up to the end of step `steps` - 1.
+
+    A step is batch / (world_size · micro_batch) consecutive ones. Raises OrderError at once where
+    the numbers don't divide. With workers, the calling program's main module must be importable.
+    """
+    division = divide_batch(
+        tasks=list(streams),
+        tasks_per_step=tasks_per_step,
+        batch=batch,
+        micro_batch=micro_batch,
+        world_size=world_size,
+        lanes=config.lanes,
+    )
+    dataset = _MicroBatches(
+        streams,
+        config=config,
+        tasks_per_step=tasks_per_step,
+        division=division,
+        seed=seed,
+        rank=rank,
+    )
+    first, end = (step * division.accumulation for step in (start_step, steps))
+    own_generator = torch.Generator()  # the global one is untouched
+    own_generator.manual_seed(seed)
+    return DataLoader(
+        dataset,
+        batch_sampler=_Numbers(range(first, max(first, end))),
+        collate_fn=_as_it_is,
+        generator=own_generator,
+        num_workers=workers,
+        multiprocessing_context=_worker_context() if workers else None,
+        worker_init_fn=_start_worker if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def validation_crops(stream: Stream, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(corrupted, clean) of `count` samples that the seed picks, or of all if there are fewer."""
+    counts = stream.reader.counts
+    picked = shuffled(stream.samples, keyed_number("validation crops", seed))[:count]
+    ends = np.cumsum(counts)
+    shards = np.searchsorted(ends, picked, side="right")
+    places = picked - (ends - counts)[shards]
+    ids = SampleIds(passes=np.zeros_like(picked), shards=shards, places=places)
+    pair = stream.pairs(ids, seed=seed, data=DataConfig(), purpose="validation")
+    return _to_tensor(pair[0]), _to_tensor(pair[1])
+
+
+class _Numbers:
+    """The batch sampler: one number at a time."""
+
+    def __init__(self, numbers: range) -> None:
+        self._numbers = numbers
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([number] for number in self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+class _MicroBatches(Dataset[Batch]):
+    """Micro-batch number n of one process: micro-batch n mod accumulation of step n div it."""
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        *,
+        config: DataConfig,
+        tasks_per_step: Literal["one", "all"],
+        division: Division,
+        seed: int,
+        rank: int,
+    ) -> None:
+        self._streams = dict(streams)
+        self._config = config
+        self._tasks_per_step = tasks_per_step
+        self._division = division
+        self._seed = seed
+        self._rank = rank
+        self._orders = {
+            name: StreamOrder(
+                stream.reader.counts,
+                task=name,
+                seed=seed,
+                lanes=config.lanes,
+                window=config.window,
+            )
+            for name, stream in streams.items()
+        }
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        (number,) = numbers
+        step, micro = divmod(number, self._division.accumulation)
+        elements = self._division.elements(self._rank, micro)
+        if self._tasks_per_step == "all":
+            visits = {name: step for name in self._streams}
+        else:
+            visits = dict([task_of_step(step, list(self._streams), self._seed)])
+        batch = {}
+        for name, visit in visits.items():
+            ids = self._orders[name].ids(visit, self._division.share, elements)
+            corrupted, clean = self._streams[name].pairs(ids, seed=self._seed, data=self._config)
+            batch[name] = (_to_tensor(corrupted), _to_tensor(clean))
+        return batch
+
+
+def _as_it_is(batch: Any) -> Any:  # what DataLoader declares, which has lists in mind
+    return batch
+
+
+def _to_tensor(images: np.ndarray) -> Tensor:
+    """(N, H, W, 3) to contiguous (N, 3, H, W)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _turned(images: np.ndarray, turns: Sequence[int]) -> np.ndarray:
+    """Each square image (N, H, H, 3) under one of the eight flips and rotations."""
+    turned = np.empty_like(images)
+    for place, turn in enumerate(turns):
+        rotated = np.rot90(images[place], turn % 4)
+        turned[place] = rotated[:, ::-1] if turn >= 4 else rotated
+    return turned
+
+
+def _worker_context() -> multiprocessing.context.ForkServerContext:
+    """Workers come from a server that has imported torch and nothing else has happened to.
+
+    By now this process has threads of torch, of gloo or NCCL and perhaps a CUDA context, none of
+    which survives a fork; a spawned worker would take seconds to import torch, each time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", __name__])
+    # Blocked signals stay blocked in what is started meanwhile; the few that come now come later.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def _start_worker(_: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when its training process is gone, or when that process asks it to.
+
+    The server's children outlive a killed training process: they wait on a pipe whose writing end
+    they hold themselves. And SIGTERM is blocked here, unless the sender is the parent.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker"
+    while not wait([parent.sentinel], timeout=0):
+        asked = signal.sigtimedwait([signal.SIGTERM], SECONDS_BETWEEN_LOOKS)
+        if asked is not None and asked.si_pid == parent.pid:
+            break
+    os._exit(1)

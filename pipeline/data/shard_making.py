@@ -1,0 +1,196 @@
+"""Makes one shard from photographs: what a worker of the corrupt stage does. Never imports torch.
+
+A shard's content depends on the source, the task, the settings and its number; not on who makes it
+nor on what was made before.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.artifacts import JSON
+from pipeline.corruptions.apply import corrupt_crop
+from pipeline.corruptions.bicubic import modcrop
+from pipeline.corruptions.keyed import generator
+from pipeline.data.order import keyed_number, permute
+from pipeline.data.shards import Format, ShardRecord, ShardWriter, shard_name, writing_shard
+from pipeline.data.source import (
+    SourceError,
+    SourceIndex,
+    UnreadablePhotograph,
+    check_bytes,
+    decode_photograph,
+)
+from pipeline.tasks import Task
+
+
+class MakingStopped(Exception):  # noqa: N818 - another shard failed, not this one
+    """Told to stop: what was begun is discarded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """Everything that the content of a task's shards depends on, and where things lie."""
+
+    folder: Path  # of the shards
+    index_folder: Path
+    root: Path  # of the photographs
+    rain_layers: Path | None  # (n, size, size) uint8, npy
+    task: Task
+    seed: int
+    crops_per_image: int
+    patch_size: int  # of the corrupted image
+    samples_per_shard: int
+    image_format: Format
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardUnit:
+    """One shard to make: photographs `first` to `end` of its split, in the dealt order."""
+
+    split: str
+    number: int
+    first: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return shard_name(self.split, self.number)
+
+
+def plan_shards(photographs: int, validation: int, settings: ShardSettings) -> list[ShardUnit]:
+    """All shards: those of training, as even as can be, and one of validation.
+
+    The validation crops are for watching a training, so that one shard is enough however many
+    photographs are held out; evaluation reads the photographs themselves.
+    """
+    each = max(1, settings.samples_per_shard // settings.crops_per_image)
+    training = photographs - validation
+    count = math.ceil(training / each)
+    units = [
+        ShardUnit(
+            split="train",
+            number=number,
+            first=number * training // count,
+            end=(number + 1) * training // count,
+        )
+        for number in range(count)
+    ]
+    last = ShardUnit(split="validation", number=0, first=0, end=min(validation, each))
+    return [*units, last]
+
+
+def make_shard(
+    settings: ShardSettings,
+    unit: ShardUnit,
+    *,
+    after_image: Callable[[], None],
+) -> ShardRecord:
+    """Write the shard and its record. `after_image` may raise MakingStopped."""
+    index = _open_index(settings.index_folder, settings.root)
+    layers = _open_layers(settings.rain_layers) if settings.rain_layers else None
+    skipped = []
+    with writing_shard(settings.folder, unit.name, image_format=settings.image_format) as writer:
+        for number in _dealt(index, unit, settings):
+            try:
+                image = _read(index, number)
+                _check_size(image, settings)
+            except UnreadablePhotograph as reason:
+                record = {"path": index.name(number), "kind": reason.kind, "reason": str(reason)}
+                skipped.append(record)
+            else:
+                for crop in range(settings.crops_per_image):
+                    _add_crop(writer, index, number, image, crop, settings, layers)
+            after_image()
+        return writer.finish(skipped)
+
+
+@lru_cache(maxsize=1)
+def _open_index(folder: Path, root: Path) -> SourceIndex:
+    return SourceIndex(folder, root)
+
+
+@lru_cache(maxsize=1)
+def _open_layers(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def _dealt(index: SourceIndex, unit: ShardUnit, settings: ShardSettings) -> list[int]:
+    """The photographs of a shard: the seed deals them, so that every shard is like every other."""
+    of_split = np.flatnonzero(index.validation == (unit.split == "validation"))
+    places = np.arange(unit.first, unit.end)
+    key = keyed_number("deal", settings.seed, settings.task.name, unit.split)
+    dealt = permute(places, np.full_like(places, len(of_split)), np.full(len(places), key))
+    return of_split[dealt].tolist()
+
+
+def _read(index: SourceIndex, number: int) -> np.ndarray:
+    """The photograph, if it is still the one that was listed.
+
+    A file that nobody may read is skipped, as a damaged one; any other failure of the disk passes
+    and must not decide what the shard holds.
+    """
+    path = index.path(number)
+    expected = index.size(number)
+    check_bytes(expected)
+    try:
+        data = path.read_bytes()
+    except PermissionError as error:
+        raise UnreadablePhotograph("permission denied") from error
+    except FileNotFoundError:
+        data = None
+    if data is None or len(data) != expected:
+        found = "is gone" if data is None else f"has {len(data)} bytes, {expected} when listed"
+        raise SourceError(
+            f"{path}: {found}: the source changed. Run again with --from source to list it anew"
+        )
+    return decode_photograph(data)
+
+
+def _check_size(image: np.ndarray, settings: ShardSettings) -> None:
+    height, width = image.shape[:2]
+    needed = settings.patch_size * settings.task.scale
+    if min(height, width) < needed:
+        raise UnreadablePhotograph(f"smaller than a crop of {needed} pixels ({width}×{height})")
+
+
+def _add_crop(
+    writer: ShardWriter,
+    index: SourceIndex,
+    number: int,
+    image: np.ndarray,
+    crop: int,
+    settings: ShardSettings,
+    rain_layers: np.ndarray | None,
+) -> None:
+    task, patch_size, scale = settings.task, settings.patch_size, settings.task.scale
+    key = index.key(number)
+    rng = generator("crop", settings.seed, key, task.name, crop)
+    # Positions are multiples of the scale, so that the small image's pixels are the same as if
+    # the whole image were resized.
+    height, width = (side // scale - patch_size + 1 for side in image.shape[:2])
+    top, left = (scale * int(rng.integers(places)) for places in (height, width))
+    size = patch_size * scale
+    images = {"clean": image[top : top + size, left : left + size]}
+    if task.stores_corrupted:
+        images["clean"], images["corrupted"] = corrupt_crop(
+            modcrop(image, scale),
+            task.corruption,
+            rng,
+            top=top,
+            left=left,
+            patch_size=patch_size,
+            rain_layers=rain_layers,
+        )
+    description: dict[str, JSON] = {
+        "source": index.name(number),
+        "box": [top, left, size, size],  # top, left, height, width in the photograph
+        "task": task.name,
+        "seed": settings.seed,
+        "parameters": {"corruption": type(task.corruption).__name__, **asdict(task.corruption)},
+    }
+    writer.add(f"{key}-{crop}", images, description)

@@ -1,0 +1,247 @@
+"""Photographs on disk: the index that lists them once, and the reader that decodes one.
+
+`index.npy` is one structured row per photograph, sorted by key, memory-mapped by every worker;
+`paths.bin` holds the relative paths, each ended by a zero byte (`tr '\\0' '\\n' < paths.bin`).
+"""
+
+import hashlib
+import mmap
+import os
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+INDEX_FILE = "index.npy"
+PATHS_FILE = "paths.bin"
+INDEX_ROW = np.dtype(
+    [
+        ("key", "<u8"),
+        ("size", "<i8"),  # bytes
+        ("path_offset", "<i8"),
+        ("path_bytes", "<i4"),
+        ("validation", "?"),
+    ],
+    align=True,
+)
+PHOTOGRAPH_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+# ImageNet's largest photograph has 61 million pixels; this many are 201 MB of RGB.
+LARGEST_PIXELS = 2**26
+LARGEST_BYTES = 2**29
+# Nothing that runs other programs (EPS does) or that isn't a photograph.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+# What Pillow raises on damaged files, beside the OSError that it documents.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+class SourceError(ValueError):
+    """A folder of photographs that can't be used; the message says why and what to do."""
+
+
+class UnreadablePhotograph(ValueError):  # noqa: N818 - the name says what is wrong
+    """A file that gives no photograph. Its message is the reason: a fixed phrase, and details in
+    parentheses, so that reasons can be counted."""
+
+    @property
+    def kind(self) -> str:
+        return str(self).partition(" (")[0]
+
+
+def photograph_key(relative_path: bytes) -> int:
+    """The first 64 bits of the path's SHA-256: the same wherever and whenever it is listed."""
+    return int.from_bytes(hashlib.sha256(relative_path).digest()[:8])
+
+
+class SourceIndex:
+    """The photographs of a sealed source artifact, sorted by key, memory-mapped."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.root = root
+        self._rows = np.load(folder / INDEX_FILE, mmap_mode="r")
+        if self._rows.dtype != INDEX_ROW:
+            raise SourceError(f"{folder / INDEX_FILE}: not an index of this version; list it again")
+        with (folder / PATHS_FILE).open("rb") as file:
+            self._paths = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(n,) uint64, ascending."""
+        return self._rows["key"]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(n,) int64, in bytes, when they were listed."""
+        return self._rows["size"]
+
+    @property
+    def validation(self) -> np.ndarray:
+        """(n,) bool: which photographs never enter training."""
+        return self._rows["validation"]
+
+    def key(self, number: int) -> str:
+        return f"{int(self._rows['key'][number]):016x}"
+
+    def size(self, number: int) -> int:
+        return int(self.sizes[number])
+
+    def relative_path(self, number: int) -> bytes:
+        row = self._rows[number]
+        return self._paths[row["path_offset"] : row["path_offset"] + row["path_bytes"]]
+
+    def path(self, number: int) -> Path:
+        return self.root / os.fsdecode(self.relative_path(number))
+
+    def name(self, number: int) -> str:
+        """The relative path as text that any program can print and encode."""
+        return readable(self.relative_path(number))
+
+
+def readable(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+def read_photograph(path: Path) -> np.ndarray:
+    """The photograph as uint8 (height, width, 3) RGB, or UnreadablePhotograph with the reason.
+
+    Pixels are as stored: EXIF orientation is not applied, as ImageNet's readers don't. Alpha is
+    dropped, not composited, for the same reason. Of an animation the first frame is read.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadablePhotograph("not a file")
+            check_bytes(status.st_size)
+            data = file.read()
+    except OSError as error:
+        raise UnreadablePhotograph((error.strerror or str(error)).lower()) from error
+    return decode_photograph(data)
+
+
+def check_bytes(size: int) -> None:
+    if size > LARGEST_BYTES:
+        raise UnreadablePhotograph(f"too many bytes ({size:,}; at most {LARGEST_BYTES:,})")
+
+
+def decode_photograph(data: bytes) -> np.ndarray:
+    """The photograph in `data`, the bytes of a file, as `read_photograph` describes it."""
+    if not data:
+        raise UnreadablePhotograph("empty file")
+    if data.startswith(b"\xff\xd8"):
+        image = _decode_jpeg(data)
+        if image is not None:
+            return image
+    return _decode_with_pillow(data)
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """The common case, a third faster than Pillow and equal to it; None where it needs Pillow:
+    CMYK and YCCK, and files with oddities that libjpeg warns of."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height)
+        if colorspace in ("CMYK", "YCCK"):
+            return None
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except UnreadablePhotograph:
+        raise
+    except ValueError:
+        return None
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        # The file is listed with a reason, or it is fine: neither needs a warning printed.
+        warnings.simplefilter("ignore")
+        try:
+            with (
+                _quiet_libtiff() if data[:2] in (b"II", b"MM") else nullcontext(),
+                Image.open(BytesIO(data), formats=_FORMATS) as image,
+            ):
+                _check_pixels(*image.size)
+                image.load()
+                return _to_rgb(image)
+        except UnreadablePhotograph:
+            raise
+        except Image.DecompressionBombError:
+            raise UnreadablePhotograph(f"too many pixels (more than {LARGEST_PIXELS:,})") from None
+        except Image.UnidentifiedImageError:
+            raise UnreadablePhotograph("not an image in a known format") from None
+        except _DAMAGED as error:
+            raise UnreadablePhotograph(f"truncated or damaged ({_one_line(error)})") from error
+
+
+@contextmanager
+def _quiet_libtiff() -> Iterator[None]:
+    """libtiff, and it alone, writes what is wrong with a file to the process's stderr."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if min(width, height) < 1:
+        raise UnreadablePhotograph(f"truncated or damaged ({width}×{height} pixels)")
+    if width * height > LARGEST_PIXELS:
+        raise UnreadablePhotograph(
+            f"too many pixels ({width}×{height}; at most {LARGEST_PIXELS:,})"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    mode = image.mode
+    if mode.startswith("I"):  # I;16, I;16B and, from PGM and some TIFF, 16 bits inside 32
+        return _from_16_bits(np.asarray(image).astype(np.int64))
+    if mode == "F":
+        raise UnreadablePhotograph("floating-point samples (no known white level)")
+    # Premultiplied alpha is undone before it is dropped.
+    straight = {"RGBa": "RGBA", "La": "LA"}.get(mode)
+    if straight is not None:
+        image = image.convert(straight)
+    return np.array(image if mode == "RGB" else image.convert("RGB"))
+
+
+def _from_16_bits(grey: np.ndarray) -> np.ndarray:
+    """Scale 0..65535 to 0..255, rounded, where Pillow's own conversion clips at 255."""
+    if grey.min() < 0 or grey.max() > 65535:
+        raise UnreadablePhotograph("32-bit samples (no known white level)")
+    scaled = ((grey * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(scaled[:, :, None], 3, axis=2)

@@ -1,0 +1,58 @@
+"""DnCNN (Zhang et al., TIP 2017): a plain convolutional denoiser that predicts the noise."""
+# N batch, C channels, H W height and width
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.model_configs import DnCNNConfig, Precision
+from pipeline.models.blocks import computing_in
+from pipeline.models.hub import DNCNN_CARD, HubModel
+
+# Differs from the author's PyTorch code: its momentum of 0.95 is MatConvNet's meaning of the word
+# and would make the running statistics those of one batch.
+MOMENTUM = 0.1
+EPSILON = 1e-4
+
+
+class DnCNN(HubModel, config_class=DnCNNConfig, card=DNCNN_CARD):
+    """Restores images of any size.
+
+    Only the first convolution has a bias: batch normalisation shifts the inner ones, and the
+    predicted noise has mean zero.
+    """
+
+    config: DnCNNConfig
+
+    def __init__(self, config: DnCNNConfig, *, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.config = config
+        self.precision: Precision = precision
+        features = config.features
+        self.first = nn.Conv2d(config.channels, features, 3, padding=1)
+        self.inner = nn.ModuleList(
+            nn.Conv2d(features, features, 3, padding=1, bias=False) for _ in range(config.depth - 2)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(features, eps=EPSILON, momentum=MOMENTUM)
+            for _ in range(config.depth - 2)
+        )
+        self.last = nn.Conv2d(features, config.channels, 3, padding=1, bias=False)
+        for convolution in (self.first, *self.inner, self.last):
+            assert isinstance(convolution, nn.Conv2d)
+            nn.init.orthogonal_(convolution.weight)
+        assert self.first.bias is not None
+        nn.init.zeros_(self.first.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Restore (N, C, H, W) in [0, 1]; the result is not clamped."""
+        if x.ndim != 4 or x.shape[1] != self.config.channels:
+            raise ValueError(
+                f"images of shape {tuple(x.shape)}; this model restores "
+                f"(N, {self.config.channels}, H, W)"
+            )
+        with computing_in(self.precision, x.device):
+            y = F.relu(self.first(x))
+            for convolution, norm in zip(self.inner, self.norms, strict=True):
+                y = F.relu(norm(convolution(y)))
+        with computing_in("float32", x.device):
+            return x - self.last(y.to(x.dtype))

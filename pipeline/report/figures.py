@@ -1,0 +1,244 @@
+"""Inline SVG for the report. Colours are CSS variables of the page: both schemes work."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+WIDTH, HEIGHT = 560, 300  # of a chart, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 62, 96, 16, 46
+LABEL_GAP = 17  # between the labels at the ends of lines
+NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 178, 46, 64, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart; `number` picks its colour."""
+
+    name: str
+    number: int
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A stage in the picture of the graph."""
+
+    name: str
+    kind: str
+    seconds: float | None
+    inputs: tuple[str, ...]
+
+
+def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool = False) -> str:
+    """A chart of lines over samples, each labelled at its end; empty where there is no point."""
+    drawn = [
+        Series(name=each.name, number=each.number, points=points)
+        for each in series
+        if (points := _drawable(each.points, log))
+    ]
+    if not drawn:
+        return ""
+    values = [y for each in drawn for _, y in each.points]
+    last_x = max(x for each in drawn for x, _ in each.points) or 1.0
+    ticks = _log_ticks(values) if log else _linear_ticks(min(0.0, *values), max(values))
+    low, high = ticks[0], ticks[-1]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        share = _share(y, low, high, log)
+        return (
+            LEFT + x / last_x * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM),
+        )
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(_spoken(title, drawn))}"><title>{escape(title)}</title>'
+    ]
+    parts += [_y_tick(tick, place(0, tick)[1]) for tick in ticks]
+    for tick in _linear_ticks(0.0, last_x, most=4):
+        if tick <= last_x:
+            x, bottom = place(tick, low)
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{bottom + 20:.1f}">{_short(tick)}</text>'
+            )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
+    ends = _apart([place(*each.points[-1])[1] for each in drawn])
+    for each, end in zip(drawn, ends, strict=True):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in each.points))
+        colour = f"var(--series-{each.number % 6 + 1})"
+        if len(each.points) == 1:
+            x, y = place(*each.points[0])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+        parts.append(f'<polyline class="line" points="{path}" stroke="{colour}"/>')
+        parts.append(
+            f'<text class="label" x="{WIDTH - RIGHT + 8}" y="{end + 5:.1f}" fill="{colour}">'
+            f"{escape(each.name)}</text>"
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def graph_picture(nodes: Sequence[Node]) -> str:
+    """The graph from left to right, every stage as late as its dependents allow."""
+    if not nodes:
+        return ""
+    columns = _columns(nodes)
+    places = _places(columns)
+    width = len(columns) * (NODE_WIDTH + COLUMN_GAP) - COLUMN_GAP + 4
+    height = max(y for _, y in places.values()) + NODE_HEIGHT + 4
+    slowest = max((node.seconds or 0.0 for node in nodes), default=0.0) or 1.0
+    described = ", ".join(f"{node.name} {duration(node.seconds)}" for node in nodes)
+    parts = [
+        f'<svg class="graph" viewBox="-2 -2 {width} {height:.0f}" width="{width}" role="img" '
+        f'aria-label="{escape(f"Stages and their times: {described}")}">'
+    ]
+    for node in nodes:
+        x, y = places[node.name]
+        for parent in _direct(node, nodes):
+            from_x, from_y = places[parent]
+            start, middle = from_x + NODE_WIDTH, (from_x + NODE_WIDTH + x) / 2
+            parts.append(
+                f'<path class="edge" d="M{start:.0f} {from_y + NODE_HEIGHT / 2:.1f} '
+                f"C{middle:.0f} {from_y + NODE_HEIGHT / 2:.1f} {middle:.0f} "
+                f'{y + NODE_HEIGHT / 2:.1f} {x:.0f} {y + NODE_HEIGHT / 2:.1f}"/>'
+            )
+    parts += [_box(node, places[node.name], slowest) for node in nodes]
+    return "".join([*parts, "</svg>"])
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words that fit: 0.4 s, 12 s, 3 min 05 s, 7 h 12 min, 4 d 3 h."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _drawable(points: Sequence[tuple[float, float]], log: bool) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
+
+
+def _share(value: float, low: float, high: float, log: bool) -> float:
+    if log:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return (value - low) / (high - low)
+
+
+def _linear_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
+    """Round numbers from at most `low` to at least `high`."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor * most >= span)
+    first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
+    return [round(step * i, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Numbers of the form 1, 2, 5 × 10^n around `values`, thinned to a handful."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    grid = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+    first = max(i for i, tick in enumerate(grid) if tick <= low)
+    last = min(i for i, tick in enumerate(grid) if tick >= high and i > first)
+    ticks = grid[first : last + 1]
+    stride = math.ceil((len(ticks) - 1) / 5) if len(ticks) > 6 else 1
+    return ticks if stride == 1 else [*ticks[:-1:stride], ticks[-1]]
+
+
+def _short(value: float) -> str:
+    if value == 0:
+        return "0"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:g}{unit}"
+    return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:g}"
+
+
+def _y_tick(value: float, y: float) -> str:
+    return (
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="tick end" x="{LEFT - 8}" y="{y + 5:.1f}">{_short(value)}</text>'
+    )
+
+
+def _apart(positions: Sequence[float]) -> list[float]:
+    """The positions moved so that labels there don't lie on each other."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    moved = list(positions)
+    for before, after in pairwise(order):
+        moved[after] = max(moved[after], moved[before] + LABEL_GAP)
+    surplus = max((moved[i] for i in order), default=0.0) - (HEIGHT - BOTTOM)
+    return [each - max(0.0, surplus) for each in moved]
+
+
+def _spoken(title: str, series: Sequence[Series]) -> str:
+    ends = (f"{s.name} from {_short(s.points[0][1])} to {_short(s.points[-1][1])}" for s in series)
+    return f"{title}: {'; '.join(ends)}"
+
+
+def _columns(nodes: Sequence[Node]) -> list[list[Node]]:
+    until_end: dict[str, int] = {node.name: 0 for node in nodes}
+    for node in reversed(nodes):  # every node stands after its inputs
+        for parent in node.inputs:
+            until_end[parent] = max(until_end[parent], until_end[node.name] + 1)
+    last = max(until_end.values())
+    columns: list[list[Node]] = [[] for _ in range(last + 1)]
+    for node in nodes:
+        columns[last - until_end[node.name]].append(node)
+    return columns
+
+
+def _places(columns: Sequence[Sequence[Node]]) -> dict[str, tuple[float, float]]:
+    """The top left corner of every node; columns are centred on the tallest."""
+    pitch = NODE_HEIGHT + ROW_GAP
+    tallest = max(len(column) for column in columns) * pitch - ROW_GAP
+    places: dict[str, tuple[float, float]] = {}
+    for number, column in enumerate(columns):
+        top = (tallest - (len(column) * pitch - ROW_GAP)) / 2
+        ordered = sorted(column, key=lambda node: _height_of_inputs(node, places))
+        for row, node in enumerate(ordered):
+            places[node.name] = (number * (NODE_WIDTH + COLUMN_GAP), top + row * pitch)
+    return places
+
+
+def _height_of_inputs(node: Node, places: Mapping[str, tuple[float, float]]) -> float:
+    heights = [places[name][1] for name in node.inputs if name in places]
+    return sum(heights) / len(heights) if heights else 0.0
+
+
+def _direct(node: Node, nodes: Sequence[Node]) -> list[str]:
+    """The inputs that aren't inputs of another input too: the picture needs no more lines."""
+    inputs = {each.name: set(each.inputs) for each in nodes}
+    beyond: set[str] = set()
+    pending = [name for parent in node.inputs for name in inputs[parent]]
+    while pending:
+        name = pending.pop()
+        if name not in beyond:
+            beyond.add(name)
+            pending += inputs[name]
+    return [name for name in dict.fromkeys(node.inputs) if name not in beyond]
+
+
+def _box(node: Node, place: tuple[float, float], slowest: float) -> str:
+    x, y = place
+    share = (node.seconds or 0.0) / slowest
+    name = node.name if len(node.name) <= 24 else f"{node.name[:23]}…"
+    return (
+        f'<g class="node {escape(node.kind)}"><title>{escape(node.name)}</title>'
+        f'<rect class="box" x="{x}" y="{y:.1f}" width="{NODE_WIDTH}" '
+        f'height="{NODE_HEIGHT}" rx="7"/>'
+        f'<rect class="time" x="{x + 11}" y="{y + NODE_HEIGHT - 8:.1f}" '
+        f'width="{max(2.0, share * (NODE_WIDTH - 22)):.1f}" height="3" rx="1.5"/>'
+        f'<text class="name" x="{x + 11}" y="{y + 18:.1f}">{escape(name)}</text>'
+        f'<text class="seconds" x="{x + 11}" y="{y + 33:.1f}">{duration(node.seconds)}</text></g>'
+    )

@@ -1,0 +1,176 @@
+"""What the training stages share: from shards to a model folder with its curves and pictures."""
+
+# N batch, C channels, H W height and width
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.artifacts import JSON, Artifact, sync_folder
+from pipeline.config import PretrainConfig, TrainingConfig
+from pipeline.config_file import ConfigError
+from pipeline.data.loader import Stream, open_stream, training_batches, validation_crops
+from pipeline.data.order import OrderError
+from pipeline.data.shards import ShardError
+from pipeline.graph import Job, StageError
+from pipeline.models.hub import HubModel
+from pipeline.tasks import task_named
+from pipeline.training.checkpoint import CheckpointError
+from pipeline.training.loop import Trained, fit
+from pipeline.training.objectives import Batch, Objective, as_images
+from pipeline.training.placement import LaunchError, Place
+
+MODEL = "model"
+IMAGES = "images"
+CROPS = 4  # fixed validation crops of each task that are shown
+
+Restore = Callable[[nn.Module, Tensor, str], Tensor]  # model, corrupted images, task name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Fixed validation crops of one task, (N, C, H, W) in [0, 1]."""
+
+    corrupted: Tensor
+    clean: Tensor
+
+
+def train_and_export(
+    job: Job,
+    objective: Objective,
+    *,
+    config: TrainingConfig,
+    seed: int,
+    shards: Mapping[str, Artifact],
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    restore: Restore,
+) -> dict[str, JSON]:
+    """Train a model on the shards of each task, by name, and write its folder and pictures.
+
+    Every rank calls this; rank 0 writes. Returns the summary for the manifest.
+    """
+    model = objective.model
+    assert isinstance(model, HubModel)
+    with _sentences():
+        streams, crops = {}, {}
+        for name, artifact in shards.items():
+            clips = artifact.manifest.summary.get("clip") is not False
+            task = task_named(name, clip_noise=clips)
+            streams[name] = open_stream(artifact.folder, task, split="train")
+            shown = open_stream(artifact.folder, task, split="validation")
+            crops[name] = _crops(shown, seed)
+        trained = fit(
+            objective,
+            config=config,
+            runtime=job.runtime,
+            folder=job.folder,
+            fingerprint=job.fingerprint,
+            batches=lambda place: _batches(
+                streams, place, config=config, seed=seed, workers=job.runtime.workers
+            ),
+            groups=groups,
+            images=lambda model: _pictures(model, crops, restore),
+            progress=job.progress,
+        )
+        if trained.rank == 0:
+            # Not the trained module: under ZeRO 3 that holds a part of each weight.
+            final = type(model)(model.config)
+            trained.checkpoint.load_weights(final)
+            final.eval()
+            _export(final, job, tasks=tuple(shards))
+            _write_pictures(job.folder / IMAGES, _pictures(final, crops, restore))
+    return _summary(trained, parameters=sum(each.numel() for each in model.parameters()))
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What the library finds wrong, as the errors that end a stage with a sentence."""
+    try:
+        yield
+    except (LaunchError, OrderError) as error:
+        raise ConfigError(str(error)) from None
+    except (CheckpointError, ShardError) as error:
+        raise StageError(str(error)) from error
+
+
+def _batches(
+    streams: Mapping[str, Stream], place: Place, *, config: TrainingConfig, seed: int, workers: int
+) -> Iterator[Batch]:
+    return iter(
+        training_batches(
+            streams,
+            config=config.data,
+            tasks_per_step=config.tasks_per_step if isinstance(config, PretrainConfig) else "all",
+            batch=config.batch,
+            micro_batch=place.micro_batch,
+            seed=seed,
+            start_step=place.start_step,
+            steps=place.steps,
+            rank=place.rank,
+            world_size=place.world_size,
+            workers=workers,
+        )
+    )
+
+
+def _crops(stream: Stream, seed: int) -> Crops:
+    corrupted, clean = validation_crops(stream, CROPS, seed)
+    return Crops(corrupted=as_images(corrupted), clean=as_images(clean))
+
+
+def _pictures(model: nn.Module, crops: Mapping[str, Crops], restore: Restore) -> dict[str, Tensor]:
+    """What the model makes of the crops: named images (N, C, H, W), on the CPU."""
+    device = next(model.parameters()).device
+    pictures = {}
+    for task, pair in crops.items():
+        with torch.no_grad():
+            restored = restore(model, pair.corrupted.to(device), task)
+        pictures[f"{task}/corrupted"] = pair.corrupted
+        pictures[f"{task}/restored"] = restored.float().cpu()
+        pictures[f"{task}/clean"] = pair.clean
+    return pictures
+
+
+def _write_pictures(folder: Path, pictures: Mapping[str, Tensor]) -> None:
+    """One file per name: the crops side by side."""
+    folder.mkdir(exist_ok=True)
+    for name, images in pictures.items():
+        pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()  # NHWC
+        strip = np.concatenate(list(pixels), axis=1)
+        path = folder / f"{name.replace('/', '-')}.png"
+        temporary = path.with_name(f".{path.name}")
+        Image.fromarray(strip).save(temporary, "PNG")
+        temporary.rename(path)
+
+
+def _export(model: HubModel, job: Job, *, tasks: tuple[str, ...]) -> None:
+    """The model folder, whole or not at all."""
+    temporary, final = job.folder / f".{MODEL}", job.folder / MODEL
+    for leftover in (temporary, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    inputs = ", ".join(f"{role} {each.identity[:12]}" for role, each in job.inputs.items())
+    card = {"trained_on": inputs, "fingerprint": job.fingerprint, "tasks": tasks}
+    model.save_pretrained(temporary, model_card_kwargs=card)
+    temporary.rename(final)
+    sync_folder(job.folder)
+
+
+def _summary(trained: Trained, *, parameters: int) -> dict[str, JSON]:
+    state = trained.state
+    return {
+        "samples": state.samples,
+        "samples_by_task": state.samples_by_task,
+        "steps": state.step,
+        "seconds": round(state.seconds, 3),
+        "final_loss": state.loss,
+        "parameters": parameters,
+        "world_size": trained.world_size,
+        "skipped_steps": state.skipped,
+    }

@@ -1,0 +1,225 @@
+"""Joins the processes and builds the engine: PyTorch's own, or DeepSpeed's ZeRO 0 to 3.
+
+The only module that builds an Accelerator or imports deepspeed, and that only where DeepSpeed runs.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    TorchDynamoPlugin,
+)
+from torch import Tensor, nn
+
+from pipeline.config import Runtime, TrainingConfig
+from pipeline.training.objectives import Objective
+from pipeline.training.placement import (
+    EngineName,
+    LaunchError,
+    Place,
+    check_engine,
+    choose_engine,
+    deepspeed_config,
+    leaves_heads_idle,
+    share_out,
+)
+from pipeline.training.torch_engine import TorchEngine
+
+# How long a rank waits for another one before it gives up.
+TIMEOUT = timedelta(minutes=30)
+
+
+@contextmanager
+def started(
+    config: TrainingConfig, runtime: Runtime, *, log_folder: str
+) -> Iterator[tuple[Accelerator, EngineName, Place]]:
+    """Join the other processes. Afterwards another training may start in this process."""
+    name = choose_engine(runtime, os.environ)
+    check_engine(name, config)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    place = share_out(config, runtime, rank=rank, world_size=world_size)
+    _reset_accelerate()
+    try:
+        accelerator = _accelerator(name, config, runtime, place, log_folder)
+        # Without a process group of its own, every rank would take itself for the only one.
+        if (accelerator.num_processes, accelerator.process_index) != (world_size, rank):
+            raise LaunchError(
+                f"the launcher says rank {rank} of {world_size}, accelerate says "
+                f"{accelerator.process_index} of {accelerator.num_processes}; start the processes "
+                "with torchrun or accelerate launch"
+            )
+        yield accelerator, name, place
+    finally:
+        _reset_accelerate()
+
+
+def _reset_accelerate() -> None:
+    """Forget the last Accelerator; the process group, if any, stays for the next one."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def _accelerator(
+    name: EngineName, config: TrainingConfig, runtime: Runtime, place: Place, log_folder: str
+) -> Accelerator:
+    on_gpu = torch.cuda.is_available()
+    group = InitProcessGroupKwargs(backend=None if on_gpu else "gloo", timeout=TIMEOUT)
+    plugin = None
+    if name != "ddp":
+        if not on_gpu:
+            _prepare_deepspeed_on_cpu()
+        dictionary = deepspeed_config(name, config, place, on_gpu=on_gpu)
+        plugin = _plugin_class()(hf_ds_config=dictionary, zero3_init_flag=False)
+    # Looking for unused parameters also keeps ddp from regrouping its buckets after the first
+    # step, by which a resumed run would sum over ranks in another order than an uninterrupted one.
+    # The sum of two does not depend on the order.
+    looks_for_unused = leaves_heads_idle(config) or place.world_size > 2
+    ddp = DistributedDataParallelKwargs(
+        find_unused_parameters=looks_for_unused, broadcast_buffers=False
+    )
+    try:
+        accelerator = Accelerator(
+            # DeepSpeed on CPUs must not hear of it: it would be turned off.
+            cpu=name == "ddp" and not on_gpu,
+            mixed_precision="no",
+            deepspeed_plugin=plugin,
+            # Both given here, or the launcher's environment would decide.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=place.accumulation),
+            dynamo_plugin=TorchDynamoPlugin(backend="no"),
+            kwargs_handlers=[group, ddp] if place.world_size > 1 or plugin else [],
+            log_with=list(runtime.trackers) or None,
+            project_dir=log_folder,
+        )
+    except ValueError as error:
+        if "Unsupported logging capability" in str(error):
+            raise LaunchError(f"runtime.trackers: {error}") from None
+        raise
+    found = [str(tracker) for tracker in accelerator.log_with]
+    missing = [each for each in runtime.trackers if each not in found]
+    if missing:
+        raise LaunchError(f"runtime.trackers: {', '.join(missing)} is not installed; install it")
+    return accelerator
+
+
+def _prepare_deepspeed_on_cpu() -> None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.ops
+
+    warnings.filterwarnings(
+        "ignore", message=".*deprecated. Please use `torch.distributed", category=FutureWarning
+    )
+    # Only `inference_all_reduce` uses this operator, which takes minutes to compile.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _plugin_class() -> type[DeepSpeedPlugin]:
+    class Plugin(DeepSpeedPlugin):
+        """accelerate's plugin with our dictionary left as it is, and without `transformers`."""
+
+        def set_deepspeed_weakref(self) -> None:
+            self.dschf = None
+
+        def set_mixed_precision(self, mixed_precision: str) -> None:
+            """The model enters autocast itself; DeepSpeed stays float32."""
+
+    return Plugin
+
+
+def build_engine(
+    accelerator: Accelerator,
+    name: EngineName,
+    objective: Objective,
+    *,
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    config: TrainingConfig,
+    place: Place,
+) -> TorchEngine:
+    """Put a model under its engine. Its weights must be loaded by now: ZeRO copies them."""
+    known = {id(each) for group in groups.values() for each in group}
+    for parameter_name, parameter in objective.named_parameters():
+        if id(parameter) not in known:
+            raise ValueError(f"parameter {parameter_name} is in no group of the optimizer")
+    kind = TorchEngine if name == "ddp" else DeepSpeedEngine
+    return kind(accelerator, objective, groups=groups, config=config, place=place)
+
+
+class DeepSpeedEngine(TorchEngine):
+    """DeepSpeed's engine. Stage 0 keeps everything whole; 1 to 3 part the optimizer's state."""
+
+    def _wrap(self, accelerator: Accelerator) -> nn.Module:
+        import deepspeed.utils
+
+        self.parted = deepspeed.utils
+        self.adam = self._adam()
+        wrapped, _ = accelerator.prepare(self.objective, self.adam)
+        self.stage: int = wrapped.zero_optimization_stage()
+        self.forward_is_collective = self.stage == 3
+        self.zero = wrapped.optimizer  # our Adam itself under stage 0
+        tensors = self._updated_tensors()
+        self.adam.create_state(tensor for group in tensors.values() for tensor in group)
+        if self.stage in (1, 2):
+            # DeepSpeed would link parameters to their moments after the first step.
+            self.zero._lazy_init_hp_params_optimizer_state()
+        return wrapped
+
+    def _updated_tensors(self) -> dict[str, Sequence[Tensor]]:
+        groups = self.adam.param_groups
+        if self.stage == 3:
+            parted: dict[str, list[Tensor]] = {group["name"]: [] for group in groups}
+            for number, tensor in enumerate(self.zero.fp32_partitioned_groups_flat):
+                parted[groups[self.zero.sub_group_to_group_id[number]]["name"]].append(tensor)
+            return dict(parted)
+        return {group["name"]: list(group["params"]) for group in groups}
+
+    def _exchange(self, *, is_last: bool) -> AbstractContextManager[None]:
+        self.wrapped.set_gradient_accumulation_boundary(is_last)
+        return nullcontext()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss, scale_wrt_gas=False)
+
+    def _step(self, *, loss_is_finite: bool) -> tuple[float, bool]:
+        if self.stage == 0:
+            norm = self._gradient_norm().item()
+            self.adam.skips_step = not (loss_is_finite and math.isfinite(norm))
+            self.wrapped.step()  # clips, too
+            return norm, self.adam.skips_step
+        self.adam.skips_step = not loss_is_finite
+        self.wrapped.step()
+        # DeepSpeed finds a non-finite norm itself, before it calls our Adam.
+        if self.zero.overflow:
+            return math.nan, True
+        return float(self.wrapped.get_global_grad_norm()), self.adam.skips_step
+
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        if self.stage == 0:
+            return super().weight(parameter)
+        weight: Tensor = self.parted.safe_get_full_fp32_param(parameter)
+        return weight.detach()
+
+    def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+        if self.stage == 0:
+            return super().moment(parameter, name)
+        moment: Tensor = self.parted.safe_get_full_optimizer_state(parameter, name)
+        return moment
+
+    def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        if self.stage == 0:
+            super().set_moment(parameter, name, value)
+        else:
+            self.parted.safe_set_full_optimizer_state(parameter, value, name)
+
+    def close(self) -> None:
+        self.wrapped.destroy()

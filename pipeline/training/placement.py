@@ -1,0 +1,176 @@
+"""What trains where: the engine that config and launcher agree on, and each process's share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.config import DnCNNTrainingConfig, PretrainConfig, Runtime, TrainingConfig
+
+EngineName = Literal["ddp", "zero0", "zero1", "zero2", "zero3"]
+# ZeRO 1 keeps one gradient exchange per step, whatever the accumulation. ZeRO 2 and 3 save memory
+# that a model of 118 M parameters does not lack.
+DEFAULT_ZERO: EngineName = "zero1"
+
+
+class LaunchError(Exception):
+    """Config and launcher contradict each other, or the batch does not divide: a usage error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process's share of a training: which micro-batches it reads."""
+
+    rank: int
+    world_size: int
+    micro_batch: int  # samples per forward pass of one process
+    accumulation: int  # micro-batches per step and process
+    start_step: int
+    steps: int  # of the whole training
+
+
+def choose_engine(runtime: Runtime, environment: Mapping[str, str]) -> EngineName:
+    """The engine that `runtime` asks for and the launcher, seen in its environment, can run."""
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"):
+        if _is_true(environment, variable):
+            raise LaunchError(
+                f"the launcher set {variable}; this pipeline trains with ddp or DeepSpeed: "
+                "launch without it"
+            )
+    by_deepspeed = _is_true(environment, "ACCELERATE_USE_DEEPSPEED")
+    if not by_deepspeed:
+        if runtime.engine in ("launcher", "ddp"):
+            return "ddp"
+        raise LaunchError(
+            f"runtime.engine: {runtime.engine} needs DeepSpeed, and the launcher did not ask for "
+            "it; start with `accelerate launch --use_deepspeed`, or set runtime.engine: launcher"
+        )
+    if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+        raise LaunchError(
+            "the launcher names a DeepSpeed config file; ours is derived from the run's config: "
+            "launch without --deepspeed_config_file"
+        )
+    if runtime.engine == "ddp":
+        raise LaunchError(
+            "runtime.engine: ddp, but the launcher asked for DeepSpeed; launch without "
+            "--use_deepspeed, or set runtime.engine: launcher"
+        )
+    stages: dict[str, EngineName] = {"0": "zero0", "1": "zero1", "2": "zero2", "3": "zero3"}
+    asked = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    launched = stages.get(asked) if asked is not None else None
+    if asked is not None and launched is None:
+        raise LaunchError(f"the launcher asks for ZeRO stage {asked!r}; allowed: 0, 1, 2, 3")
+    if runtime.engine == "launcher":
+        return launched or DEFAULT_ZERO
+    if launched not in (None, runtime.engine):
+        raise LaunchError(
+            f"runtime.engine: {runtime.engine}, but the launcher asked for ZeRO stage {asked}; "
+            "leave out --zero_stage, or set runtime.engine: launcher"
+        )
+    return runtime.engine
+
+
+def _is_true(environment: Mapping[str, str], variable: str) -> bool:
+    return environment.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def check_engine(engine: EngineName, config: TrainingConfig) -> None:
+    """Refuse what would train a wrong model without any error."""
+    if engine == "zero3" and leaves_heads_idle(config):
+        raise LaunchError(
+            "pretrain.tasks_per_step: one does not work with ZeRO stage 3, which gives a head "
+            "that a step does not use its last gradient once more; use stage 0 to 2, or "
+            "tasks_per_step: all"
+        )
+
+
+def leaves_heads_idle(config: TrainingConfig) -> bool:
+    """Whether there are parameters that some steps don't use."""
+    return (
+        isinstance(config, PretrainConfig)
+        and config.tasks_per_step == "one"
+        and len(config.tasks) > 1
+    )
+
+
+def share_out(
+    config: TrainingConfig, runtime: Runtime, *, rank: int, world_size: int, start_step: int = 0
+) -> Place:
+    """Divide a step's batch over processes and accumulation; LaunchError where it leaves a rest."""
+    if config.batch % world_size:
+        raise LaunchError(
+            f"batch: {config.batch} does not divide over {world_size} processes; "
+            "start another number of them"
+        )
+    share = config.batch // world_size
+    micro_batch = runtime.micro_batch or share
+    if share % micro_batch:
+        raise LaunchError(
+            f"runtime.micro_batch: {micro_batch} does not divide the {share} samples per step of "
+            f"each of {world_size} processes (batch: {config.batch})"
+        )
+    if isinstance(config, PretrainConfig):
+        _check_micro_batch(config, micro_batch)
+    if isinstance(config, DnCNNTrainingConfig) and micro_batch % config.statistics_batch:
+        raise LaunchError(
+            f"runtime.micro_batch: {micro_batch} samples of one process are not whole batches of "
+            f"statistics_batch: {config.statistics_batch}; use a multiple of it"
+        )
+    return Place(
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        accumulation=share // micro_batch,
+        start_step=start_step,
+        steps=-(-config.samples // config.batch),
+    )
+
+
+def _check_micro_batch(config: PretrainConfig, micro_batch: int) -> None:
+    tasks = len(config.tasks) if config.tasks_per_step == "all" else 1
+    if micro_batch % tasks:
+        raise LaunchError(
+            f"runtime.micro_batch: {micro_batch} samples can't hold {tasks} tasks in equal slices "
+            f"(pretrain.tasks_per_step: all); use a multiple of {tasks}"
+        )
+    images = config.contrastive.images
+    if config.contrastive.weight > 0 and (micro_batch // tasks) % images:
+        raise LaunchError(
+            f"runtime.micro_batch: {micro_batch} gives {micro_batch // tasks} images of a task, "
+            f"not whole groups of pretrain.contrastive.images: {images}; "
+            f"use a multiple of {tasks * images}"
+        )
+
+
+def deepspeed_config(
+    engine: EngineName, config: TrainingConfig, place: Place, *, on_gpu: bool
+) -> dict[str, object]:
+    """DeepSpeed's own config, complete: what it is not told it would choose by itself.
+
+    No `bf16` and no `torch_autocast`: both would reduce gradients in bfloat16.
+    """
+    # Elements of a communication buffer; DeepSpeed allocates it in every step, which on a CPU
+    # takes ten times longer than a step of a small model.
+    bucket = 50_000_000 if on_gpu else 500_000
+    zero: dict[str, object] = {"stage": int(engine.removeprefix("zero"))}
+    if engine != "zero0":
+        zero |= {
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        }
+    if engine == "zero3":
+        zero |= {
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    return {
+        "train_batch_size": config.batch,
+        "train_micro_batch_size_per_gpu": place.micro_batch,
+        "gradient_accumulation_steps": place.accumulation,
+        # 0 is off; left out, accelerate and DeepSpeed would clip at 1.0.
+        "gradient_clipping": config.clip_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }

@@ -1,0 +1,256 @@
+"""Cuts crops from photographs, corrupts them for one task and packs them into shards."""
+
+import logging
+import multiprocessing
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.artifacts import JSON
+from pipeline.config import CorruptConfig, Section
+from pipeline.graph import Job, Stage, StageError
+from pipeline.tasks import GaussianNoise, Task
+
+if TYPE_CHECKING:
+    from pipeline.data.shard_making import ShardSettings, ShardUnit
+    from pipeline.data.shards import ShardRecord
+
+logger = logging.getLogger(__name__)
+
+SKIPPED_LISTED = 100  # in the summary; the rest is in the records of the shards
+REPORT_SECONDS = 0.5
+# What an interrupted run left half written is deleted once nobody can be writing it any more.
+ABANDONED_SECONDS = 600
+
+
+class CorruptStageConfig(Section):
+    """What decides the content of one task's shards."""
+
+    task: dict[str, JSON]  # the resolved row: name, corruption and its parameters
+    seed: int
+    crops_per_image: int
+    patch_size: int
+    samples_per_shard: int
+    format: Literal["npy", "png"]
+
+
+def corrupt_stage(
+    task: Task,
+    config: CorruptConfig,
+    *,
+    seed: int,
+    source_name: str,
+    source: Stage,
+    rain_layers: Stage | None,
+) -> Stage:
+    """The stage that makes the shards of one task from one source.
+
+    `task` carries the conventions of the run (clipping, border) already.
+    """
+    inputs = {"source": source}
+    if task.needs_rain_layers:
+        assert rain_layers is not None, f"{task.name} needs rain layers"
+        inputs["rain_layers"] = rain_layers
+    row = {"name": task.name, "corruption": type(task.corruption).__name__}
+    return Stage(
+        name=f"corrupt-{task.name}@{source_name}",
+        kind="corrupt",
+        version=1,
+        config=CorruptStageConfig(
+            task=row | asdict(task.corruption),
+            seed=seed,
+            crops_per_image=config.crops_per_image,
+            patch_size=config.patch_size,
+            samples_per_shard=config.samples_per_shard,
+            format=config.format,
+        ),
+        run=partial(run, task=task),
+        inputs=inputs,
+        launch="array",
+    )
+
+
+def run(job: Job, task: Task) -> dict[str, JSON] | None:
+    from pipeline.data.shard_making import plan_shards
+    from pipeline.data.shards import ShardError, read_record
+    from pipeline.data.source import SourceError
+
+    settings = _settings(job, task)
+    source = job.inputs["source"].manifest.summary
+    units = plan_shards(source["images"], source["validation"], settings)
+    part, parts = job.part
+    try:
+        settings.folder.mkdir(exist_ok=True)
+        _delete_half_written(settings.folder, older_than=ABANDONED_SECONDS)
+        missing = [
+            unit for unit in units[part::parts] if read_record(settings.folder, unit.name) is None
+        ]
+        if missing:
+            _make(job, settings, missing)
+        records = {unit: read_record(settings.folder, unit.name) for unit in units}
+        done = {unit: record for unit, record in records.items() if record is not None}
+        if len(done) < len(units):
+            logger.info("part %d of %d done; others are not yet", part, parts)
+            return None
+        _delete_half_written(settings.folder, older_than=0)
+    except (SourceError, ShardError) as error:
+        raise StageError(str(error)) from error
+    except OSError as error:
+        raise StageError(
+            f"{error.filename or settings.folder}: {error.strerror or error}. Finished shards are "
+            "kept; once this is mended (disk full: free some space), run the same command again"
+        ) from error
+    return _summary(job, task, done)
+
+
+def _settings(job: Job, task: Task) -> "ShardSettings":
+    from pipeline.data.shard_making import ShardSettings
+
+    config = job.config
+    assert isinstance(config, CorruptStageConfig)
+    source = job.inputs["source"]
+    layers = job.inputs.get("rain_layers")
+    return ShardSettings(
+        folder=job.folder / "shards",
+        index_folder=source.folder,
+        root=Path(source.manifest.summary["root"]),
+        rain_layers=layers.folder / "layers.npy" if layers else None,
+        task=task,
+        seed=config.seed,
+        crops_per_image=config.crops_per_image,
+        patch_size=config.patch_size,
+        samples_per_shard=config.samples_per_shard,
+        image_format=config.format,
+    )
+
+
+def _delete_half_written(folder: Path, *, older_than: float) -> None:
+    """Delete what writers that were killed left, unless another part may be writing it."""
+    for path in folder.glob(".*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+        except FileNotFoundError:  # its writer was alive, and finished
+            continue
+
+
+# Set by `_start_worker` in each worker, because shared memory can't be sent with a task.
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(images_done: "Synchronized[int]", stop: Event) -> None:
+    from pipeline.data.worker_processes import exit_with_parent
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    exit_with_parent()
+    _worker.update(images_done=images_done, stop=stop)
+
+
+def _make_in_worker(settings: "ShardSettings", unit: "ShardUnit") -> None:
+    from pipeline.data.shard_making import MakingStopped, make_shard
+
+    def after_image() -> None:
+        with _worker["images_done"].get_lock():
+            _worker["images_done"].value += 1
+        if _worker["stop"].is_set():
+            raise MakingStopped
+
+    make_shard(settings, unit, after_image=after_image)
+
+
+@contextmanager
+def _workers(
+    count: int, images_done: "Synchronized[int]", stop: Event
+) -> Iterator[ProcessPoolExecutor]:
+    """Processes that start from nothing, so that they share no lock and no torch with this one."""
+    from pipeline.data.worker_processes import single_threaded_children
+
+    context = multiprocessing.get_context("spawn")
+    with (
+        single_threaded_children(),
+        ProcessPoolExecutor(
+            count, mp_context=context, initializer=_start_worker, initargs=(images_done, stop)
+        ) as pool,
+    ):
+        yield pool
+
+
+def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> None:
+    """Make the missing shards in worker processes; the first failure stops them all."""
+    context = multiprocessing.get_context("spawn")
+    images_done, stop = context.Value("q", 0), context.Event()
+    total = sum(unit.end - unit.first for unit in missing)
+    crops = settings.crops_per_image
+    shards_done = 0
+
+    def report() -> None:
+        note = f"{shards_done} of {len(missing)} shards"
+        job.progress(images_done.value * crops, total * crops, note)
+
+    count = min(max(1, job.runtime.workers), len(missing))
+    with _workers(count, images_done, stop) as pool:
+        try:
+            waiting: set[Future[None]] = {
+                pool.submit(_make_in_worker, settings, unit) for unit in missing
+            }
+            while waiting:
+                finished, waiting = wait(
+                    waiting, timeout=REPORT_SECONDS, return_when=FIRST_COMPLETED
+                )
+                for future in finished:
+                    future.result()
+                shards_done += len(finished)
+                report()
+        except BrokenProcessPool as error:
+            raise StageError(
+                f"{settings.folder}: a worker process was killed, most likely for want of memory; "
+                f"lower runtime.workers ({count}) and run the same command again, it resumes"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _summary(job: Job, task: Task, done: dict["ShardUnit", "ShardRecord"]) -> dict[str, JSON]:
+    samples = Counter({"train": 0, "validation": 0})
+    kinds: Counter[str] = Counter()
+    skipped: list[dict[str, str]] = []
+    for unit, record in done.items():
+        samples[unit.split] += record.samples
+        kinds.update(each["kind"] for each in record.skipped)
+        room = SKIPPED_LISTED - len(skipped)
+        skipped += [
+            {"path": each["path"], "reason": each["reason"]} for each in record.skipped[:room]
+        ]
+    for each in skipped:
+        logger.warning("%s: skipped: %s", each["path"], each["reason"])
+    for split, count in samples.items():
+        if count == 0:
+            first = f"; {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
+            raise StageError(
+                f"{job.folder}: all {split} photographs were skipped for {task.name} "
+                f"({kinds.total()} photographs in all splits{first}); use larger or other "
+                "photographs, or a smaller corrupt.patch_size"
+            )
+    noise = task.corruption if isinstance(task.corruption, GaussianNoise) else None
+    return {
+        "task": task.name,
+        "format": next(iter(done.values())).format,
+        "train_samples": samples["train"],
+        "validation_samples": samples["validation"],
+        "skipped_images": kinds.total(),
+        "skipped": skipped,
+        "skipped_by_reason": dict(sorted(kinds.items())),
+        "bytes": sum(record.bytes for record in done.values()),
+        "clip": noise.clip if noise else None,
+    }

@@ -1,0 +1,301 @@
+"""Scores a model on photographs that no stage trained on, and keeps a few of its pictures."""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from pipeline.artifacts import JSON, Manifest, canonical_digest, write_json
+from pipeline.config import EvaluateConfig, Section, TestSetConfig
+from pipeline.graph import Job, Stage, StageError
+from pipeline.tasks import Bicubic, GaussianNoise, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from pipeline.data.testsets import TestSet
+
+logger = logging.getLogger(__name__)
+
+ModelKind = Literal["pretrain", "finetune", "dncnn"]
+MODEL_NAMES: dict[str, str] = {"pretrain": "IPT", "finetune": "IPT", "dncnn": "DnCNN"}
+PICTURES_PER_TEST_SET = 3
+
+
+class EvaluationConfig(Section):
+    """What decides the scores of one model."""
+
+    model: ModelKind
+    task: Task
+    test_sets: dict[str, TestSetConfig]
+    tiling: Literal["overlap", "official"] | None  # None: restored whole, without tiles
+    self_ensemble: bool = False
+    seed: int = 0
+
+
+def evaluate_stage(
+    model: Stage,
+    task: Task,
+    config: EvaluateConfig,
+    *,
+    sources: Mapping[str, Stage],
+    rain_layers: Stage | None,
+) -> Stage:
+    """The stage that scores `model` at `task` on the test sets that are for it.
+
+    Where the config names no test set at all: on the validation images of every source.
+    """
+    named = config.test_sets or {name: TestSetConfig(source=name) for name in sources}
+    test_sets = {
+        name: test_set
+        for name, test_set in named.items()
+        if test_set.tasks is None or task.name in test_set.tasks
+    }
+    inputs = {"model": model}
+    for test_set in test_sets.values():
+        if test_set.source is not None:
+            inputs[f"source_{test_set.source}"] = sources[test_set.source]
+    if task.needs_rain_layers and rain_layers is not None:
+        inputs["rain_layers"] = rain_layers
+    return Stage(
+        name=f"evaluate-{model.name}",
+        kind="evaluate",
+        version=1,
+        config=EvaluationConfig(
+            model=cast(ModelKind, model.kind),
+            task=task,
+            test_sets=test_sets,
+            tiling=None if model.kind == "dncnn" else config.tiling,
+            self_ensemble=config.self_ensemble,
+            seed=config.seed,
+        ),
+        run=run,
+        inputs=inputs,
+        stale=_stale,
+    )
+
+
+def run(job: Job) -> dict[str, JSON]:
+    import torch
+
+    from pipeline.data.source import SourceError
+    from pipeline.data.testsets import TestSetError
+    from pipeline.models.hub import ModelFileError
+
+    config = job.config
+    assert isinstance(config, EvaluationConfig)
+    if not config.test_sets:
+        raise StageError(
+            f"evaluate.test_sets: none is for {config.task.name}; add {config.task.name} to the "
+            "tasks of one, or leave tasks out"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        test_sets = _open_test_sets(job, config)
+        restore = _restorer(config, job.inputs["model"].folder / "model", device)
+        total = sum(len(test_set) for test_set in test_sets.values())
+        (job.folder / "images").mkdir(exist_ok=True)
+        scores: dict[str, JSON] = {}
+        before = 0
+        with torch.inference_mode():
+            for name, test_set in test_sets.items():
+                scores[name] = _score_test_set(
+                    job, name, test_set, restore=restore, before=before, total=total
+                )
+                before += len(test_set)
+    except TestSetError as error:
+        raise StageError(f"evaluate.test_sets: {error}") from error
+    except (SourceError, ModelFileError) as error:
+        raise StageError(str(error)) from error
+    record = {
+        "model": config.model,
+        "model_name": MODEL_NAMES[config.model],
+        "task": config.task.name,
+        "protocol": protocol(config),
+        "test_sets": scores,
+    }
+    write_json(job.folder / "scores.json", record)
+    folders = _folder_listings(config)
+    return {
+        "task": config.task.name,
+        "model": config.model,
+        "mean": {name: each["mean"] for name, each in scores.items()},
+        "images": sum(len(each["images"]) for each in scores.values()),
+        "folders": folders,
+        # Photographs in folders are in no config: what depends on the scores follows them too.
+        "identity": canonical_digest({"fingerprint": job.fingerprint, "folders": folders}),
+    }
+
+
+def protocol(config: EvaluationConfig) -> dict[str, JSON]:
+    """Everything that must be known to compare the scores with other scores."""
+    corruption = config.task.corruption
+    noise = None
+    if isinstance(corruption, GaussianNoise):
+        noise = "clipped" if corruption.clip else "unclipped"
+    return {
+        "channels": ["RGB", "Y"],
+        "border": config.task.scale if config.task.scale > 1 else 0,
+        "rounding": "uint8",  # of the restored image, before it is scored
+        "corrupted_rounding": "none, as drawn" if noise else "uint8",
+        "luma": "BT.601, 16 to 235, unrounded",
+        "ssim": "Gaussian 11×11, σ 1.5, valid region; RGB is the mean of the channels",
+        "mean": "of per-image scores",
+        "noise": noise,
+        "seed": config.seed,
+        "tiling": config.tiling,
+        "self_ensemble": config.self_ensemble,
+        "precision": "float32",
+        "corrupted_shown": "bicubic upscaling" if isinstance(corruption, Bicubic) else "as given",
+    }
+
+
+def _open_test_sets(job: Job, config: EvaluationConfig) -> dict[str, "TestSet"]:
+    import numpy as np
+
+    from pipeline.data.source import SourceIndex
+    from pipeline.data.testsets import open_test_set
+
+    sources = {
+        role.removeprefix("source_"): SourceIndex(
+            artifact.folder, Path(artifact.manifest.summary["root"])
+        )
+        for role, artifact in job.inputs.items()
+        if role.startswith("source_")
+    }
+    layers = None
+    if "rain_layers" in job.inputs:
+        layers = np.load(job.inputs["rain_layers"].folder / "layers.npy", mmap_mode="r")
+    return {
+        name: open_test_set(
+            test_set, config.task, seed=config.seed, sources=sources, rain_layers=layers
+        )
+        for name, test_set in config.test_sets.items()
+    }
+
+
+def _restorer(
+    config: EvaluationConfig, folder: Path, device: "torch.device"
+) -> Callable[["Tensor"], "Tensor"]:
+    """What takes a corrupted photograph (1, 3, H, W) in [0, 1] to the restored one."""
+    from functools import partial
+
+    from pipeline.restore import restore, self_ensemble
+
+    if config.model == "dncnn":
+        from pipeline.models.dncnn import DnCNN
+
+        restorer: Callable[[Tensor], Tensor] = DnCNN.from_pretrained(folder).to(device).eval()
+    else:
+        from pipeline.models.ipt import IPT
+
+        ipt = IPT.from_pretrained(folder).to(device).eval()
+        assert config.tiling is not None
+        restorer = partial(
+            restore,
+            partial(ipt, task=config.task.name),
+            scale=config.task.scale,
+            patch_size=ipt.config.size.patch_size,
+            tiling=config.tiling,
+        )
+    if config.self_ensemble:
+        restorer = self_ensemble(restorer)
+    return lambda image: restorer(image.to(device)).cpu()
+
+
+def _score_test_set(
+    job: Job,
+    name: str,
+    test_set: "TestSet",
+    *,
+    restore: Callable[["Tensor"], "Tensor"],
+    before: int,
+    total: int,
+) -> dict[str, JSON]:
+    from pipeline.scoring import mean_scores, score_restoration
+
+    config = job.config
+    assert isinstance(config, EvaluationConfig)
+    images: list[dict[str, JSON]] = []
+    job.progress(before, total, name)
+    for pair in test_set:
+        scored = score_restoration(
+            pair.corrupted, pair.clean, corruption=config.task.corruption, restore=restore
+        )
+        height, width = pair.clean.shape[:2]
+        record: dict[str, JSON] = {"name": pair.name, "height": height, "width": width}
+        record |= {"corrupted": scored.corrupted, "restored": scored.restored}
+        if len(images) < PICTURES_PER_TEST_SET:
+            stem = f"{name}-{_file_name(pair.name)}"
+            record["pictures"] = _write_pictures(job.folder, stem, scored.pictures)
+        images.append(record)
+        job.progress(before + len(images) + len(test_set.skipped), total, f"{name}/{pair.name}")
+        logger.info("%s/%s: %s", name, pair.name, _line(record))
+    if not images:
+        skipped = "; ".join(f"{each['path']}: {each['reason']}" for each in test_set.skipped)
+        raise StageError(f"evaluate.test_sets.{name}: no image could be used ({skipped})")
+    mean = {
+        version: mean_scores([image[version] for image in images])
+        for version in ("corrupted", "restored")
+    }
+    return {"images": images, "mean": mean, "skipped": list(test_set.skipped)}
+
+
+def _write_pictures(
+    folder: Path, stem: str, pictures: Mapping[str, "np.ndarray"]
+) -> dict[str, str]:
+    """Write each version of an image as PNG; returns their paths inside the artifact."""
+    from PIL import Image
+
+    paths = {}
+    for version, picture in pictures.items():
+        paths[version] = f"images/{stem}-{version}.png"
+        Image.fromarray(picture).save(folder / paths[version])
+    return paths
+
+
+def _file_name(name: str) -> str:
+    """`name` without what a file system or a shell could trip over."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:60]
+    return plain if plain == name else f"{plain}-{canonical_digest(name)[:6]}"
+
+
+def _line(record: Mapping[str, JSON]) -> str:
+    parts = []
+    for label, score in (("RGB", "psnr_rgb"), ("Y", "psnr_y")):
+        values = (record[version][score] for version in ("corrupted", "restored"))
+        texts = ("equal" if value is None else f"{value:.2f} dB" for value in values)
+        parts.append(f"PSNR {label} {' -> '.join(texts)}")
+    return "  ".join(parts)
+
+
+def _folder_listings(config: EvaluationConfig) -> dict[str, str]:
+    """A digest of the files behind every test set that lies in folders, by test set."""
+    return {
+        name: canonical_digest(_listing(test_set))
+        for name, test_set in config.test_sets.items()
+        if test_set.path is not None
+    }
+
+
+def _listing(test_set: TestSetConfig) -> list[tuple[str, int, int]]:
+    files = []
+    for folder in (test_set.path, test_set.corrupted):
+        for path in sorted(Path(folder).rglob("*")) if folder is not None else ():
+            if path.is_file():
+                status = path.stat()
+                files.append((path.as_posix(), status.st_size, status.st_mtime_ns))
+    return files
+
+
+def _stale(config: Section, manifest: Manifest) -> str | None:
+    assert isinstance(config, EvaluationConfig)
+    for name, test_set in config.test_sets.items():
+        if test_set.path is None or not Path(test_set.path).is_dir():
+            continue  # photographs may be taken away once they are scored
+        if canonical_digest(_listing(test_set)) != manifest.summary["folders"].get(name):
+            return f"the files of test set {name} changed"
+    return None

@@ -1,0 +1,160 @@
+"""A config says exactly what is wrong with it, before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.config_file import ConfigError, load_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MINIMAL = "sources: {photos: {path: somewhere}}\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_we_ship_is_valid(path):
+    assert load_config(path).name == path.stem
+
+
+def test_imagenet_config_is_the_papers_recipe():
+    config = load_config(CONFIGS / "imagenet.yaml")
+
+    pretrain = config.pretrain
+    assert pretrain.tasks == ("sr2", "sr3", "sr4", "derain", "denoise30", "denoise50")
+    assert (pretrain.batch, pretrain.tasks_per_step) == (256, "one")
+    assert pretrain.samples == 300 * 1_280_000
+    assert (pretrain.learning_rate, pretrain.final_learning_rate) == (5e-5, 2e-5)
+    assert pretrain.drop_at == pytest.approx(200 / 300)
+    assert (pretrain.betas, pretrain.clip_norm) == ((0.9, 0.999), None)
+    assert (pretrain.contrastive.form, pretrain.contrastive.weight) == ("supcon", 0.1)
+    assert (config.ipt.features, config.ipt.encoder_layers, config.ipt.decoder_layers) == (
+        64,
+        12,
+        12,
+    )
+    assert config.corrupt.clip_noise
+    assert {finetune.learning_rate for finetune in config.finetune.values()} == {2e-5}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pretrain: {bacth: 3}", ["pretrain.bacth", "unknown key", "value 3", "'batch'"]),
+        ("nonsense: 1", ["nonsense", "unknown key", "pretrain"]),
+        ("ipt: {feature: 8}", ["ipt.feature", "'features'", "token_size"]),
+        ("pretrain: {batch: many}", ["pretrain.batch", "'many'", "integer"]),
+        ("pretrain: {batch: 0}", ["pretrain.batch", "0", "greater than or equal to 1"]),
+        ("pretrain: {batch: 1.5}", ["pretrain.batch", "1.5"]),
+        ("pretrain: {learning_rate: .nan}", ["pretrain.learning_rate", "nan"]),
+        ("pretrain: {tasks: [sr5]}", ["pretrain.tasks.0", "'sr5'", "sr2, sr3, sr4, derain"]),
+        ("finetune: {sr9: {}}", ["finetune.sr9", "unknown task", "denoise30"]),
+        ("finetune: {sr2: {lr: 1}}", ["finetune.sr2.lr", "unknown key", "learning_rate"]),
+        ("dncnn: {sr2: {}}", ["dncnn.sr2", "×1"]),
+        ("pretrain: {tasks: [sr2, sr2]}", ["pretrain", "named twice"]),
+        ("pretrain: {tasks_per_step: all, batch: 250}", ["pretrain", "250", "multiple of 6"]),
+        ("pretrain: {tasks: [sr2]}\nfinetune: {sr3: {}}", ["finetune.sr3", "not pretrained"]),
+        ("corrupt: {format: jpg}", ["corrupt.format", "'jpg'", "'npy' or 'png'"]),
+        ("corrupt: {patch_size: 40}", ["ipt.patch_size", "48", "40"]),
+        ("ipt: {token_size: 5}", ["ipt.token_size", "48"]),
+        ("ipt: {attention_heads: 7}", ["ipt.attention_heads", "7", "576"]),
+        ("pretrain: {source: other}", ["pretrain.source", "'other'", "photos"]),
+        ("evaluate: {test_sets: {a: {}}}", ["evaluate.test_sets.a", "source or a path"]),
+        ("evaluate: {test_sets: {a/b: {source: photos}}}", ["evaluate.test_sets", "a/b"]),
+        ("name: a/b", ["name", "'a/b'"]),
+        ("runtime: {keep_checkpoints: 1}", ["runtime.keep_checkpoints", "2"]),
+    ],
+)
+def test_mistake_is_named_with_file_key_value_and_remedy(tmp_path, text, words):
+    path = written(tmp_path, MINIMAL + text)
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", ["not valid YAML"]),
+        ("- 1", ["list", "not a mapping"]),
+        ("", ["not a mapping"]),
+        ("seed: 1\nseed: 2", ["'seed'", "twice"]),
+        ("extends: nowhere.yaml", ["nowhere.yaml", "No such file"]),
+        ("seed: 1", ["sources", "required"]),
+    ],
+)
+def test_file_that_is_no_config_is_refused(tmp_path, text, words):
+    path = written(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: can't be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_override_passes_the_same_checks(tmp_path):
+    path = written(tmp_path, MINIMAL)
+
+    config = load_config(path, ("pretrain.batch=64", "finetune.sr2.learning_rate=1e-4"))
+    assert (config.pretrain.batch, config.finetune["sr2"].learning_rate) == (64, 1e-4)
+
+    for override, word in [
+        ("pretrain.batch=-1", "pretrain.batch: -1"),
+        ("pretrain.nothing=1", "unknown key"),
+        ("pretrain", "key.subkey=value"),
+        ("seed.x=1", "seed"),
+        ("pretrain.batch=[", "not valid YAML"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load_config(path, ("seed=3", override))
+        assert word in str(caught.value)
+
+
+def test_child_inherits_section_by_section(tmp_path):
+    (tmp_path / "parent.yaml").write_text(MINIMAL + "pretrain: {batch: 64, tasks: [sr2, sr3]}\n")
+    path = written(tmp_path, "extends: parent.yaml\npretrain: {batch: 32}\n")
+
+    config = load_config(path)
+
+    assert (config.name, config.pretrain.batch, config.pretrain.tasks) == (
+        "run",
+        32,
+        ("sr2", "sr3"),
+    )
+
+
+def test_parent_of_a_parent_is_refused(tmp_path):
+    (tmp_path / "parent.yaml").write_text("extends: other.yaml\n")
+    path = written(tmp_path, "extends: parent.yaml\n")
+
+    with pytest.raises(ConfigError, match="a parent can't have a parent"):
+        load_config(path)
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path):
+    path = written(tmp_path, MINIMAL + "pretrain: {learning_rate: 5e-5, samples: 384_000_000}\n")
+
+    pretrain = load_config(path).pretrain
+
+    assert (pretrain.learning_rate, pretrain.samples) == (5e-5, 384_000_000)
+
+
+def test_config_can_not_be_changed():
+    config = RunConfig(name="run", sources={"photos": {"path": "p"}})
+
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1

@@ -1,0 +1,217 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.corruptions.keyed import generator
+from pipeline.corruptions.rain import (
+    Streaks,
+    add_rain,
+    cut_layer,
+    draw_layer,
+    draw_streaks,
+    render_layer,
+)
+from pipeline.metrics import luma, psnr, ssim
+
+RAIN100L = Path(__file__).parents[2] / "shared" / "data" / "benchmarks" / "Rain100L" / "clean"
+needs_rain100l = pytest.mark.skipif(not RAIN100L.is_dir(), reason="no Rain100L on this machine")
+
+
+def rain_on_benchmark(preset: str, layers: int) -> dict[str, float]:
+    """Rain on the 20 clean images of Rain100L, in the terms that the benchmark was measured in."""
+    torch.set_num_threads(1)
+    paths = sorted(RAIN100L.glob("*.png"))
+    assert len(paths) == 20
+    scores, residuals = [], []
+    for number, path in zip(range(layers), itertools.cycle(paths), strict=False):
+        clean = np.array(Image.open(path).convert("RGB"))
+        rng = generator("test", preset, number)
+        rainy = add_rain(
+            clean, cut_layer(render_layer(rng, 512, preset), *clean.shape[:2], rng=rng)
+        )
+        images = [
+            luma(torch.from_numpy(image.transpose(2, 0, 1).copy())[None] / 255, rounded=True)
+            for image in (rainy, clean)
+        ]
+        scores.append((psnr(*images).item(), ssim(*images).item()))
+        residuals.append((rainy.astype(np.float32) - clean).mean(axis=2).reshape(-1))
+    levels = np.concatenate(residuals)
+    decibel, similarity = np.mean(scores, axis=0)
+    return {
+        "psnr": decibel,
+        "ssim": similarity,
+        "coverage": (levels > 5).mean(),
+        "mean": levels.mean(),
+        **{f"percentile_{p}": np.percentile(levels, p) for p in (90, 99)},
+    }
+
+
+@needs_rain100l
+def test_light_rain_is_like_rain100l():
+    measured = rain_on_benchmark("light", 80)
+
+    # The 20 real pairs: 26.175 dB, 0.8136, coverage .208, mean 6.2, percentiles 20 and 87. The
+    # tolerances are about three deviations of a mean over 80 layers.
+    assert measured["psnr"] == pytest.approx(26.175, abs=1.5)
+    assert measured["ssim"] == pytest.approx(0.8136, abs=0.035)
+    assert measured["coverage"] == pytest.approx(0.208, abs=0.035)
+    assert measured["mean"] == pytest.approx(6.2, abs=1.4)
+    assert measured["percentile_90"] == pytest.approx(20, abs=6)
+    assert measured["percentile_99"] == pytest.approx(87, abs=20)
+
+
+@needs_rain100l
+def test_heavy_rain_is_like_rain100h():
+    measured = rain_on_benchmark("heavy", 40)
+
+    # All 100 real pairs: 13.55 dB, 0.379, coverage .88, mean 58, percentiles 112 and 157.
+    assert measured["psnr"] == pytest.approx(13.55, abs=1.2)
+    assert measured["ssim"] == pytest.approx(0.379, abs=0.06)
+    assert measured["coverage"] == pytest.approx(0.88, abs=0.06)
+    assert measured["mean"] == pytest.approx(58, abs=12)
+    assert measured["percentile_90"] == pytest.approx(112, abs=20)
+    assert measured["percentile_99"] == pytest.approx(157, abs=30)
+
+
+@pytest.mark.parametrize("preset", ["light", "heavy"])
+def test_same_generator_gives_same_layer(preset):
+    first = render_layer(generator(3, "rain-layers", 5), 128, preset)
+
+    np.testing.assert_array_equal(first, render_layer(generator(3, "rain-layers", 5), 128, preset))
+    assert (first != render_layer(generator(3, "rain-layers", 6), 128, preset)).any()
+    assert first.dtype == np.uint8
+    assert first.shape == (128, 128)
+
+
+@pytest.mark.parametrize("size", [1, 16, 64, 300])
+def test_layers_of_any_size_even_smaller_than_a_streak(size):
+    assert render_layer(generator(0), size, "heavy").shape == (size, size)
+
+
+def streaks(**changes: float) -> Streaks:
+    values = {
+        "tilts": (20.0,),
+        "tilt_spread": 0.0,
+        "median_length": 40.0,
+        "length_spread": 0.0,
+        "widths": (0.8, 0.8),
+        "largest_taper": 0.0,
+        "coverage": 0.1,
+        "peak": 100.0,
+        "peak_shape": 1000.0,
+    }
+    return Streaks(**(values | changes))
+
+
+def test_streaks_cover_what_they_are_asked_to():
+    layer = draw_layer(generator(0), 512, streaks())
+
+    # `coverage` counts 2.5 deviations across. Level 5 of 100 is reached over 2 sqrt(2 ln 20) = 4.9,
+    # and streaks overlap: 1 - exp(-0.1 * 4.9 / 2.5) = 0.178, and their ends.
+    assert (layer > 5).mean() == pytest.approx(0.19, abs=0.02)
+    assert np.percentile(layer[layer > 5], 75) == pytest.approx(100, rel=0.3)
+
+
+@pytest.mark.parametrize("tilt", [-25.0, 0.0, 20.0])
+def test_streaks_point_where_they_are_asked_to(tilt):
+    layer = draw_layer(generator(1), 256, streaks(tilts=(tilt,))).astype(float)
+
+    # The layer is most like itself moved along its streaks.
+    down = 20
+    moved = [(layer * np.roll(layer, (down, right), axis=(0, 1))).sum() for right in range(-20, 21)]
+    right = np.argmax(moved) - 20
+    assert np.rad2deg(np.arctan2(right, down)) == pytest.approx(tilt, abs=3)
+
+
+def test_layers_go_on_over_their_borders():
+    layers = [draw_layer(generator("torus", n), 128, streaks(coverage=0.3)) for n in range(20)]
+    stack = np.stack(layers).astype(float)
+
+    across_border = abs(stack[:, 0] - stack[:, -1]).mean()
+    inside = abs(stack[:, 64] - stack[:, 63]).mean()
+
+    assert across_border == pytest.approx(inside, rel=0.25)
+    # As dense at the border as inside.
+    assert stack[:, :8].mean() == pytest.approx(stack[:, 60:68].mean(), rel=0.25)
+
+
+def test_looks_of_the_presets_stay_in_their_ranges():
+    for number in range(200):
+        light = draw_streaks(generator("light", number), "light")
+        heavy = draw_streaks(generator("heavy", number), "heavy")
+
+        assert len(light.tilts) == 1
+        assert abs(light.tilts[0]) <= 25
+        assert len(heavy.tilts) in range(1, 6)
+        assert light.coverage < 0.3 < 0.8 <= heavy.coverage
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match=r"'drizzle'.*light, heavy"):
+        render_layer(generator(0), 64, "drizzle")
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32), channels=st.sampled_from([None, 1, 3]))
+def test_rain_is_the_clipped_sum_and_leaves_its_inputs(seed, channels):
+    rng = np.random.default_rng(seed)
+    clean = rng.integers(0, 256, (9, 7) if channels is None else (9, 7, channels), dtype=np.uint8)
+    layer = rng.integers(0, 256, (9, 7), dtype=np.uint8)
+    before = clean.copy(), layer.copy()
+
+    rainy = add_rain(clean, layer)
+
+    shaped = layer if channels is None else layer[..., None]
+    expected = np.clip(clean.astype(int) + shaped, 0, 255)
+    np.testing.assert_array_equal(rainy, expected)
+    assert rainy.dtype == np.uint8
+    np.testing.assert_array_equal(clean, before[0])
+    np.testing.assert_array_equal(layer, before[1])
+
+
+def test_rain_is_achromatic():
+    clean = np.random.default_rng(0).integers(0, 100, (64, 64, 3), dtype=np.uint8)
+
+    difference = add_rain(clean, render_layer(generator(0), 64, "light") // 2) - clean
+
+    assert (difference == difference[..., :1]).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (9, 8, 1), (8, 8, 3)])
+def test_layer_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="same size"):
+        add_rain(np.zeros((8, 8, 3), np.uint8), np.zeros(shape, np.uint8))
+
+
+def test_float_layer_is_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        add_rain(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.float32))
+
+
+def test_cuts_come_from_every_position():
+    layer = np.arange(16, dtype=np.uint8).reshape(4, 4)
+
+    corners = {int(cut_layer(layer, 2, 3, rng=generator(n))[0, 0]) for n in range(100)}
+
+    assert corners == {0, 1, 4, 5, 8, 9}
+
+
+def test_cut_of_the_whole_layer_is_the_layer():
+    layer = np.arange(16, dtype=np.uint8).reshape(4, 4)
+
+    np.testing.assert_array_equal(cut_layer(layer, 4, 4, rng=generator(0)), layer)
+
+
+def test_cut_larger_than_the_layer_is_tiled():
+    layer = np.arange(16, dtype=np.uint8).reshape(4, 4)
+
+    cut = cut_layer(layer, 10, 4, rng=generator(0))
+
+    assert cut.shape == (10, 4)
+    np.testing.assert_array_equal(cut[4:8], cut[:4])
