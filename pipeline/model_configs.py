@@ -150,7 +150,10 @@ class IPTConfig:
         )
 
     def flops(self, task: str) -> PartCost:
-        """Of the forward pass of one image."""
+        """Of the forward pass of one image.
+
+        The published sum is slightly higher: its mean shifts are 1×1 convolutions.
+        """
         size = self.size
         return PartCost(
             head=size.head_flops, body=size.body_flops, tail=size.tail_flops(self.scales[task])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 PATH = Path(__file__).parent / "assets" / "published_results.yaml"
-ABOUT_A_ROW = ("method", "channel", "border", "noise", "source", "remark")
+ABOUT_A_ROW = frozenset({"method", "source", "remark"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,15 @@ class PublishedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedTable:
+    """A published table of one protocol; `source` and `remark` hold where a row says no other."""
+
     title: str
     benchmarks: tuple[str, ...]
+    channel: Literal["RGB", "Y", "grey"]
+    border: Literal["scale", "0"]
+    noise: Literal["clipped", "unclipped"] | None
+    source: str
+    remark: str | None
     explanation: str | None
     results: tuple[PublishedResult, ...]
 
@@ -118,6 +125,11 @@ def _table(record: Mapping[str, Any]) -> PublishedTable:
     return PublishedTable(
         title=record["title"],
         benchmarks=tuple(record["benchmarks"]),
+        channel=record["channel"],
+        border=record["border"],
+        noise=record["noise"],
+        source=record["source"],
+        remark=record.get("remark"),
         explanation=record.get("explanation"),
         results=tuple(results),
     )
@@ -127,6 +139,7 @@ def _results(
     row: Mapping[str, Any], table: Mapping[str, Any], benchmarks: Sequence[str]
 ) -> list[PublishedResult]:
     about = {key: row.get(key, table.get(key)) for key in ABOUT_A_ROW}
+    about |= {key: table[key] for key in ("channel", "border", "noise")}
     results = []
     for task, scores in row.items():
         if task in ABOUT_A_ROW:

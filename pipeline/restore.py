@@ -40,10 +40,10 @@ def restore(
 ) -> Tensor:
     """Restore an image (C, H, W) or (1, C, H, W) of any size to s times that size.
 
-    `model` restores (N, C, P, P) to (N, C, sP, sP). "overlap" is the default; "official" repeats
-    the published evaluation: a stride of P / 4, of which tiles keep the centre, at 10 times the
-    cost; `overlap` does not matter to it. Images smaller than a patch are mirrored up to its size.
-    The result is on the image's device.
+    `model` restores (N, C, P, P) to (N, C, sP, sP). "overlap" fades tiles into each other over
+    `overlap` pixels; "official" takes every pixel from where the published evaluation takes it, at
+    ten times the cost. Images smaller than a patch are mirrored up to its size. Results are moved
+    to the image's device; where the model runs is the caller's matter.
     """
     if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) != 1) or 0 in image.shape:
         raise ValueError(f"an image of shape {tuple(image.shape)}; expected one (C, H, W)")

@@ -264,12 +264,9 @@ def _file_name(name: str) -> str:
 
 
 def _line(record: Mapping[str, JSON]) -> str:
-    parts = []
-    for label, score in (("RGB", "psnr_rgb"), ("Y", "psnr_y")):
-        values = (record[version][score] for version in ("corrupted", "restored"))
-        texts = ("equal" if value is None else f"{value:.2f} dB" for value in values)
-        parts.append(f"PSNR {label} {' -> '.join(texts)}")
-    return "  ".join(parts)
+    values = (record[version]["psnr_rgb"] for version in ("corrupted", "restored"))
+    texts = ("equal" if value is None else f"{value:.2f} dB" for value in values)
+    return f"PSNR RGB {' -> '.join(texts)}"
 
 
 def _folder_listings(config: EvaluationConfig) -> dict[str, str]:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRAININGS = ("pretrain", "finetune", "dncnn")
+TRAININGS = {"pretrain": "Pretraining", "finetune": "Fine-tuning", "dncnn": "DnCNN"}
 SAMPLES = 6  # of every corruption, on its contact sheet
-ASSETS = Path("assets")  # inside the package `pipeline`
 
 
 class ReportConfig(Section):
@@ -90,10 +89,12 @@ def _sections(
     from pipeline.report import comparisons, facts, published, verdict
 
     folders = [(job.inputs[name].folder, record) for name, record in scores.items()]
-    protocols = {record["task"]: record["protocol"] for record in scores.values()}
+    # DnCNN's first, so that IPT's, which says how it tiles, stays where there are both.
+    ordered = sorted(scores.values(), key=lambda record: record["model"] != "dncnn")
+    protocols = {record["task"]: record["protocol"] for record in ordered}
+    protocols = {task: protocols[task] for task in TASKS if task in protocols}
     sources = _of_kind(job, "source")
-    summaries = [each.manifest.summary for each in sources.values()]
-    trained_on = sum(each["images"] - each["validation"] for each in summaries)
+    trained_on = sum(_trained_on(job, name) for name in sources)
     held_out = {
         (test_set, image["name"])
         for record in scores.values()
@@ -101,11 +102,12 @@ def _sections(
         for image in each["images"]
     }
     corrupt = _of_kind(job, "corrupt")
-    trainings = {
-        name: curves
-        for name, each in _of_kind(job, *TRAININGS).items()
-        if (curves := facts.curves_section(each.folder, each.manifest.summary)) is not None
-    }
+    trainings = [
+        curves
+        for kind, title in TRAININGS.items()
+        if (curves := facts.curves_section(title, _trainings(job, kind))) is not None
+    ]
+    low, high, ticks = verdict.verdict_axis(rows)
     return {
         "name": config.name,
         "headline": verdict.headline(rows),
@@ -113,6 +115,7 @@ def _sections(
         "trained_on": trained_on,
         "held_out": len(held_out),
         "verdict": verdict.verdict_section(rows),
+        "axis": [{"value": tick, "left": 100 * (tick - low) / (high - low)} for tick in ticks],
         "protocols": protocols,
         "published": published.published_section(rows, protocols),
         "pictures": comparisons.pictures_section(comparisons.comparisons(rows, folders)),
@@ -120,10 +123,30 @@ def _sections(
         "samples": facts.samples_section(_samples(job, corrupt), _corruption_configs(corrupt)),
         "sources": {name: each.manifest.summary for name, each in sources.items()},
         "corrupt": {name: each.manifest.summary for name, each in corrupt.items()},
+        "skipped": facts.skipped_section(corrupt),
         "rain_layers": [each.manifest.summary for each in _of_kind(job, "rain-layers").values()],
         "graph": facts.graph_section(job.inputs, config.kinds, config.edges),
         "provenance": facts.provenance_section(job.inputs),
     }
+
+
+def _trained_on(job: Job, source: str) -> int:
+    """How many photographs of a source are in training shards: those that some task could use."""
+    config = job.config
+    assert isinstance(config, ReportConfig)
+    summary = job.inputs[source].manifest.summary
+    skipped = [
+        each.manifest.summary["skipped_images"]
+        for name, each in _of_kind(job, "corrupt").items()
+        if source in config.edges[name]
+    ]
+    # A source without shards is there for evaluation only.
+    return summary["images"] - summary["validation"] - min(skipped) if skipped else 0
+
+
+def _trainings(job: Job, kind: str) -> dict[str, tuple[Path, Mapping[str, JSON]]]:
+    artifacts = _of_kind(job, kind)
+    return {name: (each.folder, each.manifest.summary) for name, each in artifacts.items()}
 
 
 def _corruption_configs(corrupt: Mapping[str, Artifact]) -> dict[str, dict[str, JSON]]:
@@ -131,8 +154,9 @@ def _corruption_configs(corrupt: Mapping[str, Artifact]) -> dict[str, dict[str, 
     configs: dict[str, dict[str, JSON]] = {}
     for artifact in corrupt.values():
         row = artifact.manifest.config["task"]
-        parameters = {key: value for key, value in row.items() if key != "name"}
-        configs.setdefault(row["name"], parameters)
+        drawn = {"kind": row["corruption"]}
+        drawn |= {key: row[key] for key in row if key not in ("name", "corruption")}
+        configs.setdefault(row["name"], drawn)
     return configs
 
 

@@ -122,3 +122,17 @@ def rain_bank(folder: Path, like: Artifact) -> Artifact:
 
 def shard_bytes(artifact_folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (artifact_folder / "shards").glob("*.tar")}
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and has not ended, reaped or not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def children_of(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in listed.split()]

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    sys.path[0] = str(Path(__file__).parents[1])
     import torch
-    from training_toys import toy_config, toy_fit
+
+    from tests.training_toys import toy_config, toy_fit
 
     torch.set_num_threads(1)
     request = json.loads(Path(sys.argv[1]).read_text())
@@ -19,4 +20,7 @@ if __name__ == "__main__":
             poisoned_steps=tuple(training.get("poisoned_steps", ())),
             **training.get("runtime", {}),
         )
-        print(name, "done", "deepspeed" in sys.modules, flush=True)
+        heavy = [each for each in ("torch", "deepspeed", "tensorboard") if each in sys.modules]
+        # One write, or the lines of the ranks mix.
+        sys.stdout.write(f"{name} done, imported: {', '.join(heavy)}\n")
+        sys.stdout.flush()

@@ -48,7 +48,7 @@ def test_patches_equal_regions_of_the_files_that_matlab_wrote(scale):
         assert crop.shape == (48 * scale, 48 * scale, 3)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data(), border=st.sampled_from(["symmetric", "replicate"]))
 def test_patch_equals_region_of_whole_image_resized(data, border):
     scale = data.draw(st.integers(1, 8), "scale")

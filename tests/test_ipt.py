@@ -210,13 +210,8 @@ def test_folder_round_trip_is_exact(model: IPT, tmp_path: Path) -> None:
     assert record["architecture"] == "IPT"
     assert record["size"]["features"] == 4
     card = (tmp_path / "README.md").read_text()
-    for part in (
-        "license: apache-2.0",
-        "sr3, sr2",
-        "four photographs",
-        "0123abcd",
-        "{}".format(f"{CONFIG.parameters:,}"),
-    ):
+    parameters = f"{CONFIG.parameters:,}"
+    for part in ("license: apache-2.0", "sr3, sr2", "four photographs", "0123abcd", parameters):
         assert part in card
 
 
@@ -292,6 +287,7 @@ def test_wrong_images_are_refused(model: IPT) -> None:
         (IPTConfig(size=SIZE), "at least one task"),
         (IPTConfig(size=SIZE, scales={"body": 1}), "can't be named 'body'"),
         (IPTConfig(size=SIZE, scales={"a.b": 1}), "can't name a task"),
+        (IPTConfig(size=SIZE, scales={"train": 1}), "can't name a task"),
         (IPTConfig(size=SIZE, scales={"sr7": 7}), "scale 7"),
         (IPTConfig(size=IPTSize(patch_size=50), scales={"sr2": 2}), "token_size: 3"),
         (IPTConfig(size=IPTSize(attention_heads=7), scales={"sr2": 2}), "attention_heads: 7"),

@@ -15,7 +15,7 @@ def _orthogonal(images: int, tokens: int) -> Tensor:
 
 
 def _direct_supcon(tokens: Tensor, temperature: float) -> Tensor:
-    images, count, width = tokens.shape
+    _, count, width = tokens.shape
     z = tokens.reshape(-1, width)
     z = z / z.norm(dim=1, keepdim=True)
     total = z.new_zeros(())

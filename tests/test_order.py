@@ -38,7 +38,7 @@ def visited(order: StreamOrder, share: int, visits: range) -> list[tuple[int, in
     return taken
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(streams(), st.integers(0, 5))
 def test_every_sample_comes_exactly_once_a_pass(
     stream: tuple[list[int], int, int, int | None], seed: int
@@ -58,36 +58,41 @@ def test_every_sample_comes_exactly_once_a_pass(
     assert len(set(taken)) == len(taken)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=20)
 @given(
     streams(),
-    st.sampled_from([1, 2, 3, 4]),
-    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.integers(1, 2), st.sampled_from([(1, 6), (2, 3), (3, 2), (4, 3)])),
+        min_size=1,
+        max_size=3,
+    ),
     st.sampled_from(["one", "all"]),
 )
 def test_samples_of_a_step_depend_neither_on_world_size_nor_on_interruptions(
     stream: tuple[list[int], int, int, int | None],
-    micro: int,
-    runs: list[int],
+    runs: list[tuple[int, tuple[int, int]]],
     mode: str,
 ) -> None:
     counts, lanes, each, window = stream
-    share = lanes * each * 12
+    part = lanes * each
+    share = 12 * part
     slices = len(TASKS) if mode == "all" else 1
     orders = {
         task: StreamOrder(counts, task=task, seed=3, lanes=lanes, window=window) for task in TASKS
     }
 
-    def step_of(step: int, world_size: int) -> list[tuple[str, int, int, int]]:
+    def step_of(step: int, world_size: int, parts: int) -> list[tuple[str, int, int, int]]:
         division = divide_batch(
             tasks=TASKS,
             tasks_per_step=mode,
             batch=share * slices,
-            micro_batch=micro * slices,
+            micro_batch=parts * part * slices,
             world_size=world_size,
             lanes=lanes,
         )
-        visits = dict.fromkeys(TASKS, step) if mode == "all" else dict([task_of_step(step, TASKS, 3)])
+        visits = dict.fromkeys(TASKS, step)
+        if mode == "one":
+            visits = dict([task_of_step(step, TASKS, 3)])
         samples = []
         for task, visit in visits.items():
             for rank in range(world_size):
@@ -97,13 +102,11 @@ def test_samples_of_a_step_depend_neither_on_world_size_nor_on_interruptions(
                     samples += [(task, *sample) for sample in zip(*columns, strict=True)]
         return samples
 
-    untouched = [step_of(step, 1) for step in range(sum(runs))]
+    untouched = [step_of(step, 1, 12) for step in range(sum(steps for steps, _ in runs))]
 
-    resumed, step = [], 0
-    for number, steps in enumerate(runs):
-        world_size = (1, 3, 1, 3)[number] if 12 % (3 * micro) == 0 else 1
-        resumed += [step_of(at, world_size) for at in range(step, step + steps)]
-        step += steps
+    resumed: list[list[tuple[str, int, int, int]]] = []
+    for steps, (world_size, parts) in runs:
+        resumed += [step_of(len(resumed) + number, world_size, parts) for number in range(steps)]
     assert resumed == untouched
 
 
@@ -139,7 +142,7 @@ def test_order_is_the_same_on_every_platform_and_version() -> None:
     schedule = [task_of_step(step, TASKS, 5) for step in range(40)]
 
     digest = hashlib.sha256(repr((taken, schedule)).encode()).hexdigest()
-    assert digest[:16] == "GOLDEN"
+    assert digest[:16] == "fce791f08e8add7a"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 1000, 4097])

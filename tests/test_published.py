@@ -176,7 +176,7 @@ def test_other_models_are_refused(published: dict[str, Tensor]) -> None:
     with pytest.raises(PublishedCheckpointError, match="attention_heads: 5"):
         from_published(published, attention_heads=5)
     del published["body.position_encoding.pe.weight"]
-    with pytest.raises(PublishedCheckpointError, match="pe.weight is missing"):
+    with pytest.raises(PublishedCheckpointError, match=r"pe\.weight is missing"):
         from_published(published)
 
 

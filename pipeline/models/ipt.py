@@ -147,8 +147,11 @@ def check_buildable(config: IPTConfig) -> None:
         raise ValueError(f"scales: a task can't be named {BODY_GROUP!r}")
     for task, scale in config.scales.items():
         upsampling(scale)
-        if not task.isidentifier():
-            raise ValueError(f"scales: {task!r} can't name a task; use letters, digits and _")
+        if not task.isidentifier() or hasattr(nn.ModuleDict, task):
+            raise ValueError(
+                f"scales: {task!r} can't name a task; use letters, digits and _, "
+                "and no method of torch's modules"
+            )
     if size.patch_size % size.token_size:
         raise ValueError(
             f"token_size: {size.token_size} does not divide patch_size {size.patch_size}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.pictures import most_different, png_uri, read_picture, thumbnail_uri
-from pipeline.report.verdict import VERSIONS, VerdictRow, headline_score
+from pipeline.report.verdict import VERSIONS, VerdictRow, headline_score, version_name
 from pipeline.tasks import TASKS
 
 # (pictures per task and test set, width, height of the crop): the first that fits the budget.
@@ -98,7 +98,7 @@ def _picture(comparison: Comparison, *, width: int, height: int) -> dict[str, An
         "versions": [
             {
                 "key": key,
-                "name": VERSIONS[key],
+                "name": version_name(key, TASKS[comparison.row.task]),
                 "psnr": comparison.psnr.get(key),
                 "uri": png_uri(each[top : top + crop_height, left : left + crop_width]),
             }

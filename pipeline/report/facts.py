@@ -23,49 +23,92 @@ NOT_PARTS = frozenset(
 )
 
 
-def curves_section(folder: Path, summary: Mapping[str, JSON]) -> dict[str, Any] | None:
-    """The curves of one training, from its metrics.jsonl; None where it logged nothing."""
+def curves_section(
+    title: str, trainings: Mapping[str, tuple[Path, Mapping[str, JSON]]]
+) -> dict[str, Any] | None:
+    """The curves of trainings of one kind, each a (folder, summary) by the name of its stage.
+
+    None where they logged nothing.
+    """
+    logged = {name: rows for name, (folder, _) in trainings.items() if (rows := _rows(folder))}
+    if not logged:
+        return None
+    losses: dict[str, list[tuple[float, float]]] = {}
+    parts: dict[str, list[tuple[float, float]]] = {}
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for name, rows in logged.items():
+        task = name.partition("-")[2] or name
+        l1 = sorted({key for row in rows for key in row if key.startswith("l1/")})
+        for key in l1 or ["loss"]:
+            losses[key.removeprefix("l1/") if l1 else task] = _points(rows, key)
+        others = {key for row in rows for key in row} - NOT_PARTS - set(l1)
+        parts |= {key: points for key in sorted(others) if (points := _points(rows, key))}
+        rates[task] = _points(rows, "learning_rate")
+    if len({tuple(points) for points in rates.values()}) == 1:
+        rates = {"": next(iter(rates.values()))}
+    charts = [
+        _chart(losses, "Loss", log=True),
+        *(_chart({"": points}, key.capitalize(), log=False) for key, points in parts.items()),
+        _chart(rates, "Learning rate", log=False),
+    ]
+    return {
+        "title": title,
+        "stages": [f"{name}: {_account(summary)}" for name, (_, summary) in trainings.items()],
+        "charts": [chart for chart in charts if chart],
+    }
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = [json.loads(line) for line in lines if line.strip()]
-    if not records:
-        return None
-    l1 = sorted({key for record in records for key in record if key.startswith("l1/")})
-    losses = l1 or ["loss"]
-    others = sorted(
-        {
-            key
-            for record in records
-            for key, value in record.items()
-            if key not in NOT_PARTS and key not in l1 and isinstance(value, int | float)
-        }
-    )
-    charts = [
-        _chart(records, losses, "Loss" if losses == ["loss"] else "L1 loss by task", log=True),
-        *(_chart(records, [key], key, log=False) for key in others[:2]),
-        _chart(records, ["learning_rate"], "Learning rate", log=False),
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(row["samples"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+
+
+def _account(summary: Mapping[str, JSON]) -> str:
+    counts = ("samples", "steps", "parameters", "skipped_steps")
+    parts = [
+        f"{summary[key]:,} {key.replace('_', ' ')}"
+        for key in counts
+        if summary.get(key) or (key in summary and key != "skipped_steps")
     ]
-    return {"charts": [chart for chart in charts if chart], "summary": summary}
+    if summary.get("world_size"):
+        parts.append(f"{summary['world_size']} process{'es' if summary['world_size'] > 1 else ''}")
+    if summary.get("seconds") is not None:
+        parts.append(duration(summary["seconds"]))
+    return ", ".join(parts)
 
 
 def _chart(
-    records: Sequence[Mapping[str, Any]], keys: Sequence[str], title: str, *, log: bool
+    lines: Mapping[str, Sequence[tuple[float, float]]], title: str, *, log: bool
 ) -> dict[str, Any] | None:
     series = [
-        Series(
-            name=key.rpartition("/")[2].replace("learning_rate", "rate"),
-            number=number,
-            points=[
-                (record["samples"], record[key])
-                for record in records
-                if isinstance(record.get(key), int | float)
-            ],
-        )
-        for number, key in enumerate(keys)
+        Series(name=name, number=number, points=points)
+        for number, (name, points) in enumerate(lines.items())
     ]
     picture = line_chart(series, title=title, x_label="samples", log=log)
     note = "logarithmic" if log else ""
     return {"title": title, "note": note, "svg": Markup(picture)} if picture else None
+
+
+def skipped_section(corrupt: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    """Every photograph that a corrupt stage could not use, once, and for which tasks."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for artifact in corrupt.values():
+        for each in artifact.manifest.summary["skipped"]:
+            tasks = found.setdefault((each["path"], each["reason"]), [])
+            tasks.append(artifact.manifest.summary["task"])
+    return [
+        {
+            "path": path,
+            "reason": reason,
+            "tasks": "every task" if len(tasks) == len(corrupt) else ", ".join(tasks),
+        }
+        for (path, reason), tasks in found.items()
+    ]
 
 
 def samples_section(
@@ -80,7 +123,7 @@ def samples_section(
             {
                 "task": name,
                 "title": TASKS[name].title,
-                "parameters": configs[name],
+                "parameters": ", ".join(f"{key} {value}" for key, value in configs[name].items()),
                 "count": len(inputs),
                 "patch": inputs[0].shape[0],
                 "target": cleans[0].shape[0],

@@ -1,15 +1,17 @@
 """Inline SVG for the report. Colours are CSS variables of the page: both schemes work."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 560, 300  # of a chart, in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 62, 96, 16, 46
+LEFT, TOP, BOTTOM = 62, 16, 46
+RIGHT_OF_LABELS, RIGHT = 104, 16  # the margin with and without labels at the ends of lines
 LABEL_GAP = 17  # between the labels at the ends of lines
-NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 178, 46, 64, 12
+NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 164, 46, 50, 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,12 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool 
     last_x = max(x for each in drawn for x, _ in each.points) or 1.0
     ticks = _log_ticks(values) if log else _linear_ticks(min(0.0, *values), max(values))
     low, high = ticks[0], ticks[-1]
+    right = WIDTH - (RIGHT_OF_LABELS if any(each.name for each in drawn) else RIGHT)
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = _share(y, low, high, log)
         return (
-            LEFT + x / last_x * (WIDTH - LEFT - RIGHT),
+            LEFT + x / last_x * (right - LEFT),
             HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM),
         )
 
@@ -56,14 +59,14 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool 
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(_spoken(title, drawn))}"><title>{escape(title)}</title>'
     ]
-    parts += [_y_tick(tick, place(0, tick)[1]) for tick in ticks]
+    parts += [_y_tick(tick, place(0, tick)[1], right) for tick in ticks]
     for tick in _linear_ticks(0.0, last_x, most=4):
         if tick <= last_x:
             x, bottom = place(tick, low)
             parts.append(
                 f'<text class="tick" x="{x:.1f}" y="{bottom + 20:.1f}">{_short(tick)}</text>'
             )
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + right) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
     ends = _apart([place(*each.points[-1])[1] for each in drawn])
     for each, end in zip(drawn, ends, strict=True):
@@ -74,7 +77,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool 
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
         parts.append(f'<polyline class="line" points="{path}" stroke="{colour}"/>')
         parts.append(
-            f'<text class="label" x="{WIDTH - RIGHT + 8}" y="{end + 5:.1f}" fill="{colour}">'
+            f'<text class="label" x="{right + 8}" y="{end + 5:.1f}" fill="{colour}">'
             f"{escape(each.name)}</text>"
         )
     return "".join([*parts, "</svg>"])
@@ -164,9 +167,9 @@ def _short(value: float) -> str:
     return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:g}"
 
 
-def _y_tick(value: float, y: float) -> str:
+def _y_tick(value: float, y: float, right: float) -> str:
     return (
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text class="tick end" x="{LEFT - 8}" y="{y + 5:.1f}">{_short(value)}</text>'
     )
 
@@ -232,7 +235,11 @@ def _direct(node: Node, nodes: Sequence[Node]) -> list[str]:
 def _box(node: Node, place: tuple[float, float], slowest: float) -> str:
     x, y = place
     share = (node.seconds or 0.0) / slowest
-    name = node.name if len(node.name) <= 24 else f"{node.name[:23]}…"
+    name = re.sub(rf"^{re.escape(node.kind)}[-@]", "", node.name)
+    name = name if len(name) <= 22 else f"{name[:21]}…"
+    below = [node.kind] if name != node.name else []
+    if node.seconds is not None:
+        below.append(duration(node.seconds))
     return (
         f'<g class="node {escape(node.kind)}"><title>{escape(node.name)}</title>'
         f'<rect class="box" x="{x}" y="{y:.1f}" width="{NODE_WIDTH}" '
@@ -240,5 +247,5 @@ def _box(node: Node, place: tuple[float, float], slowest: float) -> str:
         f'<rect class="time" x="{x + 11}" y="{y + NODE_HEIGHT - 8:.1f}" '
         f'width="{max(2.0, share * (NODE_WIDTH - 22)):.1f}" height="3" rx="1.5"/>'
         f'<text class="name" x="{x + 11}" y="{y + 18:.1f}">{escape(name)}</text>'
-        f'<text class="seconds" x="{x + 11}" y="{y + 33:.1f}">{duration(node.seconds)}</text></g>'
+        f'<text class="seconds" x="{x + 11}" y="{y + 33:.1f}">{escape(" · ".join(below))}</text></g>'
     )

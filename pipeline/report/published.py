@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.artifacts import JSON
-from pipeline.published_results import PublishedResult, differences, published_tables
+from pipeline.published_results import (
+    PublishedResult,
+    PublishedTable,
+    differences,
+    published_tables,
+)
 from pipeline.report.verdict import VERSIONS, VerdictRow
 from pipeline.tasks import TASKS
 
@@ -25,23 +30,57 @@ def published_section(
         columns = [(task, name) for task in tasks for name in table.benchmarks]
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for each in results:
-            about = (each.method, each.channel, each.noise, each.source, each.remark)
-            line = lines.setdefault(about, {"result": each, "cells": {}, "ours": False})
-            line["cells"][(each.task, each.benchmark)] = each
+            about = (each.method, each.source, each.remark)
+            line = lines.setdefault(
+                about,
+                {
+                    "name": each.method,
+                    "about": _about(each, table),
+                    "cells": {},
+                    "ours": False,
+                },
+            )
+            line["cells"][(each.task, each.benchmark)] = _published_cell(each)
         ours, reasons = _ours(results, rows, protocols)
         section.append(
             {
                 "title": table.title,
                 "explanation": table.explanation,
+                "source": table.source,
+                "noise": table.noise,
+                "remark": table.remark,
                 "tasks": [(TASKS[task].title, len(table.benchmarks)) for task in tasks],
                 "columns": columns,
                 "lines": [*lines.values(), *ours],
-                "channel": results[0].channel,
-                "border": results[0].border,
+                "channel": table.channel,
+                "border": table.border,
+                "has_ssim": any(each.ssim is not None for each in results),
                 "reasons": reasons,
             }
         )
     return section
+
+
+def _about(result: PublishedResult, table: PublishedTable) -> str:
+    """What is to be known of a row beyond what holds for its table."""
+    parts = [
+        result.source if result.source != table.source else None,
+        result.remark if result.remark != table.remark else None,
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _published_cell(result: PublishedResult) -> str:
+    """PSNR with the digits that it was published with, two at least, and SSIM if there is one."""
+    digits = max(2, len(repr(result.psnr).partition(".")[2]))
+    ssim = "" if result.ssim is None else f" / {result.ssim:.4f}"
+    return f"{result.psnr:.{digits}f}{ssim}"
+
+
+def _our_cell(scores: Mapping[str, float | None], *, channel: str, with_ssim: bool) -> str:
+    psnr, ssim = scores[f"psnr_{channel}"], scores[f"ssim_{channel}"]
+    text = "∞" if psnr is None else f"{psnr:.2f}"
+    return f"{text} / {ssim:.4f}" if with_ssim else text
 
 
 def _ours(
@@ -78,10 +117,16 @@ def _ours(
             scores = getattr(row, model)
             if scores is None:
                 continue
-            channel = closest.channel.lower()
-            line = ours.setdefault(model, {"name": VERSIONS[model], "cells": {}, "ours": True})
-            line["cells"][(row.task, closest.benchmark)] = {
-                "psnr": scores[f"psnr_{channel}"],
-                "ssim": scores[f"ssim_{channel}"],
-            }
+            line = ours.setdefault(
+                model,
+                {
+                    "name": f"{VERSIONS[model]}, this run",
+                    "about": "same photographs and protocol",
+                    "cells": {},
+                    "ours": True,
+                },
+            )
+            line["cells"][(row.task, closest.benchmark)] = _our_cell(
+                scores, channel=closest.channel.lower(), with_ssim=closest.ssim is not None
+            )
     return list(ours.values()), reasons

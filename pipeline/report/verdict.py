@@ -1,5 +1,6 @@
 """What the scores of a run say, in rows and in sentences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from pipeline.tasks import TASKS, Bicubic, RainStreaks, Task
 
 Scores = Mapping[str, float | None]  # psnr_rgb, psnr_y, ssim_rgb, ssim_y; None: equal images
-VERSIONS = {"corrupted": "Input", "dncnn": "DnCNN", "ipt": "IPT", "clean": "Clean"}
+VERSIONS = {"corrupted": "Input", "dncnn": "DnCNN", "ipt": "IPT", "clean": "Clean"}  # of an image
 SMALLEST_MEASUREMENT = 1000  # photographs trained on, below which a run only tries the pipeline
 TIE = 0.005  # dB: equal at the two digits that are printed
 
@@ -50,14 +51,19 @@ def headline_score(task: Task) -> str:
 
 
 def corrupted_name(task: Task) -> str:
-    """What the input is called, in a sentence."""
+    """What the input is called."""
     match task.corruption:
         case Bicubic():
             return "bicubic upscaling"
         case RainStreaks():
-            return "the rainy input"
+            return "rainy input"
         case _:
-            return "the noisy input"
+            return "noisy input"
+
+
+def version_name(key: str, task: Task) -> str:
+    """The label of a version of an image: one of VERSIONS, the input by its own name."""
+    return corrupted_name(task).capitalize() if key == "corrupted" else VERSIONS[key]
 
 
 def headline(rows: Sequence[VerdictRow]) -> str:
@@ -71,7 +77,7 @@ def headline(rows: Sequence[VerdictRow]) -> str:
             return f"IPT is ahead of DnCNN in {_of(ahead, len(both))}"
         if behind > ahead:
             return f"DnCNN is ahead of IPT in {_of(behind, len(both))}"
-        return f"IPT and DnCNN are level over {len(both)} comparisons"
+        return f"IPT and DnCNN are level over {_count(len(both), 'comparison')}"
     better = [row for row in rows if _difference(row, row.ipt or row.dncnn, row.corrupted) >= TIE]
     if not rows:
         return "Nothing was evaluated"
@@ -92,12 +98,11 @@ def sentence(row: VerdictRow) -> str:
         else:
             first, second = ("IPT", "DnCNN") if lead > 0 else ("DnCNN", "IPT")
             parts.append(f"{first} beats {second} by {_decibels(abs(lead))}")
-    for name, scores in present.items():
-        gain = _difference(row, scores, row.corrupted)
+    gains = {name: _difference(row, scores, row.corrupted) for name, scores in present.items()}
+    for name, gain in gains.items():
         verb = "gains" if gain >= 0 else "loses"
-        against = "over" if gain >= 0 else "against"
-        parts.append(f"{name} {verb} {_decibels(abs(gain))} {against} {corrupted_name(task)}")
-    return "; ".join(parts) + "."
+        parts.append(f"{name} {verb} {_decibels(abs(gain))}")
+    return f"{'; '.join(parts)} against the {corrupted_name(task)}."
 
 
 def smoke_test(trained_on: int, held_out: int) -> str | None:
@@ -110,15 +115,24 @@ def smoke_test(trained_on: int, held_out: int) -> str | None:
     )
 
 
-def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
-    """Each row with its title, its sentence, and where its dots stand on the common scale."""
+def verdict_axis(rows: Sequence[VerdictRow]) -> tuple[float, float, list[int]]:
+    """(lowest, highest, ticks) of the dB axis that all rows share."""
     values = [
         value
         for row in rows
         for scores in (row.corrupted, row.dncnn, row.ipt)
         if scores and (value := scores[headline_score(TASKS[row.task])]) is not None
     ]
-    low, high = (min(values) - 0.8, max(values) + 0.8) if values else (0.0, 1.0)
+    if not values:
+        return 0.0, 1.0, []
+    low, high = min(values) - 1.0, max(values) + 1.0
+    step = 5 if high - low > 8 else 1
+    return low, high, list(range(math.ceil(low / step) * step, math.floor(high) + 1, step))
+
+
+def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
+    """Each row with its title, its sentence, and where its dots stand on the common axis."""
+    low, high, _ = verdict_axis(rows)
     section = []
     for row in rows:
         task = TASKS[row.task]
@@ -151,7 +165,7 @@ def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
                 "lines": [
                     {
                         "key": key,
-                        "name": VERSIONS[key] if key != "corrupted" else corrupted_name(task),
+                        "name": version_name(key, task),
                         "scores": scores,
                         "gains": _gains(scores, row.corrupted) if key != "corrupted" else None,
                     }

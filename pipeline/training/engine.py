@@ -49,6 +49,11 @@ def started(
     check_engine(name, config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
+    if world_size > 1 and "LOCAL_RANK" not in os.environ:
+        raise LaunchError(
+            f"WORLD_SIZE is {world_size}, but LOCAL_RANK is not set; start the processes with "
+            "torchrun or accelerate launch, or unset WORLD_SIZE"
+        )
     place = share_out(config, runtime, rank=rank, world_size=world_size)
     _reset_accelerate()
     try:

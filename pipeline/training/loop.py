@@ -199,7 +199,8 @@ class _Training:
         self._count(counts, outcome)
         self.rate = rate
         self.tasks |= counts.keys()
-        self.progress(self.state.step, self.steps, self.note)
+        if self.log is not None:
+            self.progress(self.state.step, self.steps, self.note)
         return outcome
 
     def _next(self, stream: Iterator[Batch]) -> Batch:

@@ -1,0 +1,336 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_samples import (
+    SMALL,
+    children_of,
+    corrupted,
+    corrupting_stage,
+    execute,
+    is_running,
+    listed,
+    photograph,
+    shard_bytes,
+    write_photographs,
+)
+from PIL import Image
+from test_shards import largest_file
+
+from pipeline.artifacts import Artifact
+from pipeline.config import CorruptConfig, Runtime
+from pipeline.corruptions.bicubic import imresize, modcrop
+from pipeline.data.shard_reader import open_shards
+from pipeline.data.source import SourceIndex
+from pipeline.graph import Job, StageError
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "in", 14)
+
+
+@pytest.fixture(scope="module")
+def source(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return listed(photographs, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def sr3(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return corrupted("sr3", photographs, tmp_path_factory.mktemp("sr3"))
+
+
+def samples_of(
+    artifact: Artifact, split: str
+) -> list[tuple[str, dict[str, object], np.ndarray, np.ndarray | None]]:
+    """(key, description, clean, corrupted) of every sample."""
+    reader = open_shards(artifact.folder / "shards", split)
+    samples = []
+    for number, record in enumerate(reader.records):
+        places = np.arange(record.samples)
+        shards = np.full_like(places, number)
+        images = {name: reader.images(name, shards, places) for name in record.images}
+        tar = (artifact.folder / "shards" / record.file).read_bytes()
+        assert record.stride is not None
+        for place, key in enumerate(reader.keys(shards, places)):
+            description = json.loads(tar[: (place + 1) * record.stride][-512:])
+            corrupted_image = images["corrupted"][place] if "corrupted" in images else None
+            samples.append((key, description, images["clean"][place], corrupted_image))
+    return samples
+
+
+def test_crops_are_cut_from_the_photographs_that_they_name(
+    sr3: Artifact, photographs: Path
+) -> None:
+    for split, images in (("train", 12), ("validation", 2)):
+        samples = samples_of(sr3, split)
+
+        assert len(samples) == images * SMALL.crops_per_image
+        for _, description, clean, _ in samples:
+            top, left, height, width = description["box"]
+            image = np.asarray(Image.open(photographs / description["source"]))
+            assert (top % 3, left % 3, height, width) == (0, 0, 24, 24)
+            assert np.array_equal(clean, image[top : top + 24, left : left + 24])
+
+
+def test_small_patches_equal_the_whole_photograph_resized(sr3: Artifact, photographs: Path) -> None:
+    for _, description, _, patch in samples_of(sr3, "train"):
+        image = np.asarray(Image.open(photographs / description["source"]))
+        whole = imresize(modcrop(image, 3), Fraction(1, 3))
+        top, left = (place // 3 for place in description["box"][:2])
+
+        assert np.array_equal(patch, whole[top : top + 8, left : left + 8])
+
+
+def test_keys_are_those_of_the_photographs_and_never_of_both_splits(
+    sr3: Artifact, source: Artifact
+) -> None:
+    index = SourceIndex(source.folder, Path(source.manifest.summary["root"]))
+    training, validation = (
+        {key.partition("-")[0] for key, *_ in samples_of(sr3, split)}
+        for split in ("train", "validation")
+    )
+
+    assert validation == {index.key(number) for number in np.flatnonzero(index.validation)}
+    assert training | validation == {index.key(number) for number in range(len(index))}
+    assert not training & validation
+
+
+def test_every_crop_has_a_place_of_its_own(sr3: Artifact) -> None:
+    samples = samples_of(sr3, "train")
+
+    assert len({key for key, *_ in samples}) == len(samples)
+    boxes = {(each["source"], *each["box"]) for _, each, *_ in samples}
+    assert len(boxes) > 0.7 * len(samples)
+
+
+def test_summary_counts_what_was_made(sr3: Artifact) -> None:
+    summary = sr3.manifest.summary
+
+    assert summary["task"] == "sr3"
+    assert summary["format"] == "npy"
+    assert (summary["train_samples"], summary["validation_samples"]) == (36, 6)
+    assert summary["bytes"] == sum(map(len, shard_bytes(sr3.folder).values()))
+    assert summary["clip"] is None
+    assert sorted(shard_bytes(sr3.folder)) == [
+        *(f"train-{number:05d}.tar" for number in range(4)),
+        "validation-00000.tar",
+    ]
+
+
+def test_noise_stores_the_clean_image_only_and_rain_both(photographs: Path, tmp_path: Path) -> None:
+    noise = corrupted("denoise30", photographs, tmp_path)
+    rain = corrupted("derain", photographs, tmp_path)
+
+    assert noise.manifest.summary["clip"] is True
+    assert all(patch is None for *_, patch in samples_of(noise, "train"))
+    for _, _, clean, patch in samples_of(rain, "train"):
+        assert patch is not None
+        assert (patch >= clean).all()
+        assert (patch > clean).any()
+
+
+def test_any_number_of_workers_and_parts_gives_the_same_bytes(
+    photographs: Path, source: Artifact, sr3: Artifact, tmp_path: Path
+) -> None:
+    stage = corrupting_stage("sr3", photographs)
+    inputs = {"source": source}
+
+    together = execute(stage, tmp_path / "together", inputs, workers=2)
+    first = execute(stage, tmp_path / "parts", inputs, part=(1, 2))
+    last = execute(stage, tmp_path / "parts", inputs, part=(0, 2))
+
+    assert together is not None
+    assert first is None
+    assert last is not None
+    assert shard_bytes(together.folder) == shard_bytes(last.folder) == shard_bytes(sr3.folder)
+    assert last.manifest.summary == sr3.manifest.summary
+
+
+def test_only_missing_shards_are_made_again(
+    photographs: Path, source: Artifact, sr3: Artifact, tmp_path: Path
+) -> None:
+    shutil.copytree(sr3.folder, tmp_path, dirs_exist_ok=True)
+    shards = tmp_path / "shards"
+    (shards / "train-00001.json").unlink()
+    (shards / "train-00002.tar").write_bytes(b"cut short")
+    (shards / ".train-00003.tar.host.1.tmp").write_bytes(b"half a shard")
+    kept = (shards / "train-00000.tar").stat().st_mtime_ns
+
+    execute(corrupting_stage("sr3", photographs), tmp_path, {"source": source})
+
+    assert shard_bytes(tmp_path) == shard_bytes(sr3.folder)
+    assert (shards / "train-00000.tar").stat().st_mtime_ns == kept
+    assert not list(shards.glob(".*"))
+
+
+LONGER = SMALL.model_copy(update={"crops_per_image": 100, "samples_per_shard": 200})
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{repository!r}, {tests!r}]
+from data_samples import corrupted
+from pipeline.config import CorruptConfig
+if __name__ == "__main__":
+    config = CorruptConfig.model_validate({config!r})
+    corrupted("sr3", Path({photographs!r}), Path({folder!r}), config=config, workers=2)
+"""
+
+
+def write_script(path: Path, photographs: Path, folder: Path, config: CorruptConfig) -> Path:
+    """A program that makes the shards of sr3 into `folder`."""
+    text = SCRIPT.format(
+        repository=str(REPOSITORY),
+        tests=str(REPOSITORY / "tests"),
+        config=config.model_dump(),
+        photographs=str(photographs),
+        folder=str(folder),
+    )
+    path.write_text(text)
+    return path
+
+
+def test_a_run_killed_in_mid_shard_goes_on_to_the_same_bytes(
+    photographs: Path, tmp_path: Path
+) -> None:
+    script = write_script(tmp_path / "run.py", photographs, tmp_path / "killed", LONGER)
+    killed = subprocess.Popen([sys.executable, script])
+    deadline = time.monotonic() + 60
+    shards = tmp_path / "killed" / "sr3" / "shards"
+    while not (list(shards.glob("*.json")) and list(shards.glob(".*.tmp"))):
+        assert killed.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    workers = children_of(killed.pid)
+    killed.kill()
+    killed.wait()
+    assert len(list(shards.glob("*.json"))) < 7
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlived the stage that started them"
+        time.sleep(0.05)
+
+    resumed = corrupted("sr3", photographs, tmp_path / "killed", config=LONGER)
+
+    untouched = corrupted("sr3", photographs, tmp_path / "untouched", config=LONGER)
+    assert shard_bytes(resumed.folder) == shard_bytes(untouched.folder)
+    assert not list(shards.glob(".*"))
+
+
+def test_unusable_photographs_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 6)
+    (photographs / "text.jpg").write_text("no photograph")
+    (photographs / "empty.jpg").write_bytes(b"")
+    Image.fromarray(photograph(0, height=23)).save(photographs / "small.png")
+    Image.fromarray(photograph(0)[:, :, 0]).save(photographs / "grey.png")
+
+    summary = corrupted("sr3", photographs, tmp_path).manifest.summary
+
+    assert summary["skipped_images"] == 3
+    assert summary["skipped_by_reason"] == {
+        "empty file": 1,
+        "not an image in a known format": 1,
+        "smaller than a crop of 24 pixels": 1,
+    }
+    reasons = {each["path"]: each["reason"] for each in summary["skipped"]}
+    assert reasons["small.png"] == "smaller than a crop of 24 pixels (44×23)"
+    assert summary["train_samples"] + summary["validation_samples"] == 7 * SMALL.crops_per_image
+
+
+def test_all_skipped_is_an_error(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 4)
+    config = SMALL.model_copy(update={"patch_size": 60})
+
+    with pytest.raises(StageError, match=r"all train photographs were skipped for denoise30"):
+        corrupted("denoise30", photographs, tmp_path, config=config)
+
+
+@pytest.mark.parametrize("change", ["longer", "gone"])
+def test_a_source_that_changed_is_an_error_that_names_the_file(tmp_path: Path, change: str) -> None:
+    photographs = write_photographs(tmp_path / "in", 4)
+    source = listed(photographs, tmp_path / "source")
+    changed = photographs / "class1" / "photograph 1.png"
+    if change == "gone":
+        changed.unlink()
+    else:
+        changed.write_bytes(changed.read_bytes() + b"more")
+
+    with pytest.raises(
+        StageError, match=r"photograph 1.png: .*the source changed. .*--from source"
+    ):
+        execute(corrupting_stage("sr3", photographs), tmp_path / "out", {"source": source})
+
+    assert not list((tmp_path / "out" / "shards").glob(".*"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
+    photographs: Path, source: Artifact, tmp_path: Path
+) -> None:
+    stage = corrupting_stage("sr3", photographs)
+
+    with (
+        largest_file(8192),
+        pytest.raises(StageError, match=r"File too large\. Finished shards are kept; .* run the"),
+    ):
+        execute(stage, tmp_path, {"source": source}, workers=2)
+
+    assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_progress_ends_at_its_total(photographs: Path, source: Artifact, tmp_path: Path) -> None:
+    stage = corrupting_stage("sr3", photographs)
+    seen: list[tuple[int, int, str]] = []
+    job = Job(
+        config=stage.config,
+        fingerprint="test",
+        folder=tmp_path,
+        inputs={"source": source},
+        runtime=Runtime(workers=0),
+        progress=lambda done, total, note="": seen.append((done, total, note)),
+    )
+
+    stage.run(job)
+
+    assert seen[-1] == (42, 42, "5 of 5 shards")
+
+
+def test_fingerprint_follows_what_decides_content_and_nothing_else(tmp_path: Path) -> None:
+    def fingerprint(task: str = "sr3", seed: int = 0, **changes: object) -> str:
+        config = SMALL.model_copy(update=changes)
+        return corrupting_stage(task, tmp_path, config, seed=seed).fingerprint({"source": "x"})
+
+    same = {fingerprint(), fingerprint(clip_noise=False)}
+    different = {
+        fingerprint(),
+        fingerprint("sr2"),
+        fingerprint(seed=1),
+        fingerprint(crops_per_image=4),
+        fingerprint(format="png"),
+        fingerprint(samples_per_shard=10),
+    }
+    assert (len(same), len(different)) == (1, 6)
+
+
+def test_workers_import_no_torch(photographs: Path, tmp_path: Path) -> None:
+    """A torch that says when it is imported stands before the real one."""
+    for name in ("torch", "webdataset"):
+        (tmp_path / "path" / name).mkdir(parents=True)
+        (tmp_path / "path" / name / "__init__.py").write_text(
+            f"import pathlib; pathlib.Path({str(tmp_path / 'imported')!r}).touch()\n"
+            "raise ImportError('the corrupt stage needs none')\n"
+        )
+    script = write_script(tmp_path / "run.py", photographs, tmp_path / "out", SMALL)
+
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "path")}
+    subprocess.run([sys.executable, script], check=True, env=environment, timeout=60)
+
+    assert (tmp_path / "out" / "sr3" / "manifest.json").is_file()
+    assert not (tmp_path / "imported").exists()
