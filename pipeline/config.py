@@ -138,6 +138,8 @@ class TestSetConfig(Section):
             raise ValueError("a test set names either a source or a path")
         if self.corrupted is not None and self.path is None:
             raise ValueError("corrupted: needs the path of the clean images")
+        if self.corrupted is not None and self.tasks is None:
+            raise ValueError("corrupted: name in `tasks` the tasks whose corruption it shows")
         return self
 
 

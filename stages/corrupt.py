@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -151,7 +150,6 @@ _worker: dict[str, Any] = {}
 def _start_worker(images_done: "Synchronized[int]", stop: Event) -> None:
     from pipeline.data.worker_processes import exit_with_parent
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     exit_with_parent()
     _worker.update(images_done=images_done, stop=stop)
 
@@ -187,6 +185,8 @@ def _workers(
 
 def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> None:
     """Make the missing shards in worker processes; the first failure stops them all."""
+    from pipeline.data.worker_processes import FOR_THE_PARENT, blocked_in_children
+
     context = multiprocessing.get_context("spawn")
     images_done, stop = context.Value("q", 0), context.Event()
     total = sum(unit.end - unit.first for unit in missing)
@@ -200,9 +200,10 @@ def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> No
     count = min(max(1, job.runtime.workers), len(missing))
     with _workers(count, images_done, stop) as pool:
         try:
-            waiting: set[Future[None]] = {
-                pool.submit(_make_in_worker, settings, unit) for unit in missing
-            }
+            with blocked_in_children(FOR_THE_PARENT):
+                waiting: set[Future[None]] = {
+                    pool.submit(_make_in_worker, settings, unit) for unit in missing
+                }
             while waiting:
                 finished, waiting = wait(
                     waiting, timeout=REPORT_SECONDS, return_when=FIRST_COMPLETED

@@ -111,7 +111,7 @@ def _sections(
     return {
         "name": config.name,
         "headline": verdict.headline(rows),
-        "smoke_test": verdict.smoke_test(trained_on, len(held_out)),
+        "smoke_test": verdict.smoke_test(trained_on, len(held_out)) if rows else None,
         "trained_on": trained_on,
         "held_out": len(held_out),
         "verdict": verdict.verdict_section(rows),

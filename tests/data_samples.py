@@ -1,6 +1,8 @@
 """Photographs and artifacts for the tests of the data part: small, and made by the real stages."""
 
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 
 from pipeline.artifacts import Artifact, seal
 from pipeline.config import CorruptConfig, Runtime, SourceConfig
+from pipeline.data.shards import ShardRecord, writing_shard
 from pipeline.graph import Job, Stage
 from pipeline.tasks import TASKS
 from stages.corrupt import corrupt_stage
@@ -136,3 +139,30 @@ def is_running(pid: int) -> bool:
 def children_of(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in listed.split()]
+
+
+CLEAN = [photograph(number, height=24, width=24) for number in range(5)]
+CORRUPTED = [image[::2, ::2] for image in CLEAN]
+KEYS = [f"{number:016x}-{number}" for number in range(5)]
+
+
+def write_shard(
+    folder: Path, *, image_format: str = "npy", name: str = "train-00000"
+) -> ShardRecord:
+    folder.mkdir(exist_ok=True)
+    with writing_shard(folder, name, image_format=image_format) as writer:
+        for key, clean, corrupted in zip(KEYS, CLEAN, CORRUPTED, strict=True):
+            description = {"source": f"n01/{key} grüße.JPEG", "box": [0, 0, 24, 24], "seed": 0}
+            writer.add(key, {"clean": clean, "corrupted": corrupted}, description)
+        return writer.finish([{"path": "a.jpg", "kind": "empty file", "reason": "empty file"}])
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """As if the disk were full: writing beyond `size` bytes of a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

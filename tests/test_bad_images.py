@@ -87,8 +87,19 @@ def test_colour_png_is_read_exactly(tmp_path: Path) -> None:
         (encoded(Image.fromarray(PHOTOGRAPH), "WEBP", lossless=True), PHOTOGRAPH),
         (encoded(Image.fromarray(PHOTOGRAPH[:1, :1]), "PNG"), PHOTOGRAPH[:1, :1]),
     ],
-    ids=["grey", "alpha", "grey-alpha", "1-bit", "16-bit-png", "16-bit-tiff", "16-bit-pgm", "bmp"]
-    + ["tiff", "webp", "1x1"],
+    ids=[
+        "grey",
+        "alpha",
+        "grey-alpha",
+        "1-bit",
+        "16-bit-png",
+        "16-bit-tiff",
+        "16-bit-pgm",
+        "bmp",
+        "tiff",
+        "webp",
+        "1x1",
+    ],
 )
 def test_lossless_kinds_become_rgb(data: bytes, expected: np.ndarray | None) -> None:
     image = decode_photograph(data)
@@ -181,8 +192,22 @@ def test_the_first_frame_of_an_animation_is_read() -> None:
         (encoded(Image.fromarray(GREY.astype(np.int32) * 10**6), "TIFF"), "32-bit samples"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
     ],
-    ids=["empty", "text", "two-bytes", "header-only", "cut-jpeg", "cut-progressive", "cut-png"]
-    + ["cut-gif", "bomb", "large", "jpeg-bomb", "float", "32-bit", "postscript"],
+    ids=[
+        "empty",
+        "text",
+        "two-bytes",
+        "header-only",
+        "cut-jpeg",
+        "cut-progressive",
+        "cut-png",
+        "cut-gif",
+        "bomb",
+        "large",
+        "jpeg-bomb",
+        "float",
+        "32-bit",
+        "postscript",
+    ],
 )
 def test_what_gives_no_photograph_is_refused_with_a_reason(
     data: bytes, reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -217,11 +242,10 @@ def test_damage_anywhere_is_refused_or_read_but_never_crashes() -> None:
                 damaged[place] = rng.integers(256)
             try:
                 image = decode_photograph(bytes(damaged))
-            except UnreadablePhotograph as reason:
-                assert reason.kind in str(reason)
-            else:
-                assert image.dtype == np.uint8
-                assert image.shape[2] == 3
+            except UnreadablePhotograph:
+                continue
+            assert image.dtype == np.uint8
+            assert image.shape[2] == 3
 
 
 def test_folders_pipes_and_missing_files_are_refused(tmp_path: Path) -> None:

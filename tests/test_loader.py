@@ -1,15 +1,10 @@
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_samples import SMALL, corrupted, is_running, write_photographs
+from data_samples import SMALL, corrupted, write_photographs
 
 from pipeline.config import DataConfig
 from pipeline.data.loader import (
@@ -261,57 +256,3 @@ def test_what_does_not_divide_is_an_error_before_anything_starts(
 def test_unfinished_shards_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"the shards of train are not complete"):
         open_stream(tmp_path, TASKS["sr2"], split="train")
-
-
-TRAINING = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {repository!r})
-from pipeline.config import DataConfig
-from pipeline.data.loader import open_stream, training_batches
-from pipeline.tasks import TASKS
-if __name__ == "__main__":
-    stream = open_stream(Path({folder!r}), TASKS["sr2"], split="train")
-    loader = training_batches(
-        {{"sr2": stream}}, config=DataConfig(), tasks_per_step="one", batch=12, micro_batch=12,
-        seed=0, start_step=0, steps=10**9, rank=0, world_size=1, workers=2,
-    )
-    iterator = iter(loader)
-    next(iterator)
-    print(*(worker.pid for worker in iterator._workers), flush=True)
-    for line in sys.stdin:
-        for _ in range(10):
-            next(iterator)
-        print("ten more", flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_workers_ignore_the_schedulers_signals_and_end_with_a_killed_training(
-    folder: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "training.py"
-    repository = str(Path(__file__).parents[1])
-    script.write_text(TRAINING.format(repository=repository, folder=str(folder / "sr2")))
-    training = subprocess.Popen(
-        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert training.stdin is not None
-    assert training.stdout is not None
-    workers = [int(pid) for pid in training.stdout.readline().split()]
-    assert len(workers) == 2
-
-    for pid in workers:
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-            os.kill(pid, number)
-    time.sleep(1.5)  # longer than a worker takes between two looks at its signals
-    training.stdin.write("go on\n")
-    training.stdin.flush()
-    assert training.stdout.readline() == "ten more\n"
-
-    training.kill()
-    training.wait()
-    deadline = time.monotonic() + 15
-    while any(is_running(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers outlived the training that was killed"
-        time.sleep(0.1)

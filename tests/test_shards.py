@@ -1,23 +1,19 @@
 import errno
 import json
 import pickle
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import photograph
+from data_samples import CLEAN, CORRUPTED, KEYS, largest_file, write_shard
 
 from pipeline.data.shard_reader import ShardReader, open_shards
 from pipeline.data.shards import (
     BLOCK,
     DESCRIPTION_BYTES,
     ShardError,
-    ShardRecord,
     description_bytes,
     member_header,
     read_record,
@@ -25,35 +21,11 @@ from pipeline.data.shards import (
     writing_shard,
 )
 
-CLEAN = [photograph(number, height=24, width=24) for number in range(5)]
-CORRUPTED = [image[::2, ::2] for image in CLEAN]
-KEYS = [f"{number:016x}-{number}" for number in range(5)]
-
-
-def write(folder: Path, *, image_format: str = "npy", name: str = "train-00000") -> ShardRecord:
-    folder.mkdir(exist_ok=True)
-    with writing_shard(folder, name, image_format=image_format) as writer:
-        for key, clean, corrupted in zip(KEYS, CLEAN, CORRUPTED, strict=True):
-            description = {"source": f"n01/{key} grüße.JPEG", "box": [0, 0, 24, 24], "seed": 0}
-            writer.add(key, {"clean": clean, "corrupted": corrupted}, description)
-        return writer.finish([{"path": "a.jpg", "kind": "empty file", "reason": "empty file"}])
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """As if the disk were full: writing beyond `size` bytes of a file fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
 
 @pytest.mark.parametrize("image_format", ["npy", "png"])
 def test_reader_returns_what_was_written_in_any_order(tmp_path: Path, image_format: str) -> None:
-    write(tmp_path, image_format=image_format)
-    write(tmp_path, image_format=image_format, name="train-00001")
+    write_shard(tmp_path, image_format=image_format)
+    write_shard(tmp_path, image_format=image_format, name="train-00001")
     reader = open_shards(tmp_path, "train")
     shards, places = np.array([1, 0, 1, 0, 0]), np.array([4, 0, 1, 3, 0])
 
@@ -69,8 +41,8 @@ def test_reader_returns_what_was_written_in_any_order(tmp_path: Path, image_form
 
 @pytest.mark.parametrize("image_format", ["npy", "png"])
 def test_same_content_gives_same_bytes(tmp_path: Path, image_format: str) -> None:
-    first = write(tmp_path / "a", image_format=image_format)
-    second = write(tmp_path / "b", image_format=image_format)
+    first = write_shard(tmp_path / "a", image_format=image_format)
+    second = write_shard(tmp_path / "b", image_format=image_format)
 
     tars = [(tmp_path / folder / "train-00000.tar").read_bytes() for folder in "ab"]
     assert tars[0] == tars[1]
@@ -79,70 +51,13 @@ def test_same_content_gives_same_bytes(tmp_path: Path, image_format: str) -> Non
 
 
 def test_npy_samples_have_a_constant_stride(tmp_path: Path) -> None:
-    record = write(tmp_path)
+    record = write_shard(tmp_path)
 
     assert record.stride == sample_bytes(record.images)
     assert record.offsets is None
     tar = (tmp_path / record.file).read_bytes()
     for number, key in enumerate(KEYS):
         assert tar[number * record.stride :].startswith(f"{key}.clean.npy".encode())
-
-
-def test_the_tar_program_reads_a_shard(tmp_path: Path) -> None:
-    write(tmp_path)
-
-    names = subprocess.run(
-        ["tar", "-xvf", "train-00000.tar"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-
-    assert names.stderr == ""
-    kinds = ("clean.npy", "corrupted.npy", "json")
-    assert names.stdout.split() == [f"{key}.{kind}" for key in KEYS for kind in kinds]
-    assert np.array_equal(np.load(tmp_path / f"{KEYS[3]}.clean.npy"), CLEAN[3])
-
-
-@pytest.mark.parametrize("image_format", ["npy", "png"])
-def test_stock_webdataset_reads_the_same_arrays(tmp_path: Path, image_format: str) -> None:
-    import webdataset
-
-    write(tmp_path, image_format=image_format)
-    url = str(tmp_path / "train-00000.tar")
-
-    samples = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"))
-
-    assert [sample["__key__"] for sample in samples] == KEYS
-    for sample, clean, corrupted in zip(samples, CLEAN, CORRUPTED, strict=True):
-        assert np.array_equal(sample[f"clean.{image_format}"], clean)
-        assert np.array_equal(sample[f"corrupted.{image_format}"], corrupted)
-        assert sample["json"]["source"] == f"n01/{sample['__key__']} grüße.JPEG"
-
-
-@pytest.mark.parametrize("image_format", ["npy", "png"])
-def test_stock_datasets_reads_the_same_arrays(tmp_path: Path, image_format: str) -> None:
-    import datasets
-
-    write(tmp_path, image_format=image_format)
-    files = {"train": [str(tmp_path / "train-00000.tar")]}
-
-    samples = list(
-        datasets.load_dataset(
-            "webdataset",
-            data_files=files,
-            split="train",
-            streaming=True,
-            cache_dir=str(tmp_path / "cache"),
-        )
-    )
-
-    assert [sample["__key__"] for sample in samples] == KEYS
-    for sample, clean, corrupted in zip(samples, CLEAN, CORRUPTED, strict=True):
-        assert np.array_equal(np.asarray(sample[f"clean.{image_format}"]), clean)
-        assert np.array_equal(np.asarray(sample[f"corrupted.{image_format}"]), corrupted)
-        assert sample["json"]["box"] == [0, 0, 24, 24]
 
 
 def test_headers_are_those_of_tarfile() -> None:
@@ -176,26 +91,27 @@ def test_a_shard_of_nothing_is_a_shard(tmp_path: Path, image_format: str) -> Non
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        writing_shard(tmp_path, "train-00000", image_format="npy") as writer,
-    ):
-        writer.add(KEYS[0], {"clean": CLEAN[0]}, {"source": "a.jpg"})
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with writing_shard(tmp_path, "train-00000", image_format="npy") as writer:
+            writer.add(KEYS[0], {"clean": CLEAN[0]}, {"source": "a.jpg"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     with largest_file(4096), pytest.raises(OSError, match="File too large") as raised:
-        write(tmp_path)
+        write_shard(tmp_path)
 
     assert raised.value.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_its_record_a_shard_is_unfinished(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_shard(tmp_path)
     assert read_record(tmp_path, "train-00000") is not None
 
     (tmp_path / "train-00000.json").unlink()
@@ -206,15 +122,15 @@ def test_without_its_record_a_shard_is_unfinished(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
-    write(tmp_path, name="train-00000")
-    write(tmp_path, name="train-00002")
+    write_shard(tmp_path, name="train-00000")
+    write_shard(tmp_path, name="train-00002")
 
     with pytest.raises(ShardError, match=r"not complete \(2 records found\)"):
         open_shards(tmp_path, "train")
 
 
 def test_a_truncated_tar_is_found_before_it_is_read(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_shard(tmp_path)
     tar = tmp_path / "train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-1024])
 
@@ -223,7 +139,7 @@ def test_a_truncated_tar_is_found_before_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_tar_that_goes_away_is_an_error(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_shard(tmp_path)
     reader = open_shards(tmp_path, "train")
     (tmp_path / "train-00000.tar").unlink()
 
@@ -232,7 +148,7 @@ def test_a_tar_that_goes_away_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_index_that_does_not_match_its_tar_is_an_error(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_shard(tmp_path)
     path = tmp_path / "train-00000.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"stride": record["stride"] - BLOCK}))
@@ -244,7 +160,7 @@ def test_an_index_that_does_not_match_its_tar_is_an_error(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"file": "x"}', "null"])
 def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
-    write(tmp_path)
+    write_shard(tmp_path)
     (tmp_path / "train-00000.json").write_text(content)
 
     with pytest.raises(ShardError, match=r"train-00000.json: not a shard record"):
@@ -252,7 +168,7 @@ def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
 
 
 def test_a_damaged_png_names_its_sample(tmp_path: Path) -> None:
-    write(tmp_path, image_format="png")
+    write_shard(tmp_path, image_format="png")
     tar = tmp_path / "train-00000.tar"
     content = bytearray(tar.read_bytes())
     offset = int(np.load(tmp_path / "train-00000.offsets.npy")[2, 0, 0])
@@ -264,7 +180,7 @@ def test_a_damaged_png_names_its_sample(tmp_path: Path) -> None:
 
 
 def test_a_reader_travels_to_other_processes_without_its_maps(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_shard(tmp_path)
     reader = open_shards(tmp_path, "train")
     first = reader.images("clean", np.array([0]), np.array([1]))
 
@@ -279,7 +195,7 @@ def test_many_shards_are_read_with_few_open_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(6):
-        write(tmp_path, name=f"train-{number:05d}")
+        write_shard(tmp_path, name=f"train-{number:05d}")
     monkeypatch.setattr("pipeline.data.shard_reader.MAPS_KEPT", 2)
     reader = open_shards(tmp_path, "train")
 

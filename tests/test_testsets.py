@@ -25,7 +25,9 @@ def save(path: Path, image: np.ndarray) -> None:
 
 
 def open_folder(task: str, clean: Path, corrupted: Path | None = None, **options):
-    test_set = config.TestSetConfig(path=str(clean), corrupted=corrupted and str(corrupted))
+    test_set = config.TestSetConfig(
+        path=str(clean), corrupted=corrupted and str(corrupted), tasks=(task,)
+    )
     return testsets.open_test_set(test_set, TASKS[task], seed=0, sources={}, **options)
 
 

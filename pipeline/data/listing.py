@@ -1,6 +1,6 @@
 """Lists a folder of photographs once, into the index that everything else maps.
 
-Memory stays small (about 40 bytes a photograph): paths go straight to disk, and only keys, sizes
+Memory stays small (about 100 bytes a photograph): paths go straight to disk, and only keys, sizes
 and offsets are held for sorting.
 """
 
@@ -10,15 +10,16 @@ import mmap
 import os
 import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.artifacts import sync_folder, write_atomically
+from pipeline.artifacts import sync_folder
 from pipeline.data.order import keyed_number, mix
 from pipeline.data.source import (
     INDEX_FILE,
@@ -161,23 +162,32 @@ def _check_keys(rows: np.ndarray, starts: np.ndarray, paths: mmap.mmap) -> None:
 
 
 def _write_paths(path: Path, rows: np.ndarray, starts: np.ndarray, paths: mmap.mmap) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     ends = starts + rows["path_bytes"]
-    with temporary.open("wb") as file:
+    with _replacing(path) as file:
         for first in range(0, len(rows), PATHS_AT_ONCE):
             part = slice(first, first + PATHS_AT_ONCE)
             pairs = zip(starts[part].tolist(), ends[part].tolist(), strict=True)
             file.write(b"".join(paths[start:end] + b"\0" for start, end in pairs))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
 
 
 def _save(rows: np.ndarray, folder: Path) -> None:
-    content = BytesIO()
-    np.save(content, rows)
-    write_atomically(folder / INDEX_FILE, content.getvalue())
+    with _replacing(folder / INDEX_FILE) as file:
+        np.save(file, rows)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file too large to hold that is there whole, on disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 class _Usable:
@@ -221,7 +231,7 @@ def choose_validation(
     """
     is_usable = _Usable(index, largest_crop)
     ranks = mix(index.keys ^ keyed_number("validation", seed))
-    by_rank = np.argsort(ranks, kind="stable").tolist()
+    by_rank = np.argsort(ranks, kind="stable")
     if held_out:
         mask = _matching(index, held_out)
         has_validation = any(is_usable(number) for number in by_rank if mask[number])

@@ -35,15 +35,15 @@ from pipeline.data.order import (
     task_of_step,
 )
 from pipeline.data.shard_reader import ShardReader, open_shards
+from pipeline.data.worker_processes import FOR_THE_PARENT, blocked_in_children
 from pipeline.tasks import Task
 
 # By task: (corrupted, clean), each uint8 0..255, or float32 in [0, 1] where noise was drawn, which
 # leaves that range if the task doesn't clip.
 Batch = dict[str, tuple[Tensor, Tensor]]
 
-# What a scheduler sends to every process of a job. It is for the training process, which still
-# needs its next batches to reach a checkpoint.
-FOR_THE_PARENT = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+# SIGTERM too: the training process still needs its next batches to reach a checkpoint.
+IGNORED = (*FOR_THE_PARENT, signal.SIGTERM)
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -242,18 +242,14 @@ def _worker_context() -> multiprocessing.context.ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", __name__])
-    # Blocked signals stay blocked in what is started meanwhile; the few that come now come later.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
-    try:
+    with blocked_in_children(IGNORED):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
 def _start_worker(_: int) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Once more, for a server that another library had started before.
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
 
 

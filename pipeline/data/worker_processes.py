@@ -1,12 +1,17 @@
-"""What every worker process of ours needs: one thread for numerics, and an end with its parent."""
+"""What worker processes need: no signals of others, one thread for numerics, an end with the
+process that started them."""
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
+# What a terminal or a scheduler sends to all processes of a job and only the first one answers.
+FOR_THE_PARENT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -14,6 +19,20 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+
+
+@contextmanager
+def blocked_in_children(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Processes started meanwhile never see `signals`; those that come to this one come later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        # The first process of multiprocessing starts this one too, and afterwards unblocks SIGINT
+        # and SIGTERM, whatever they were before.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-WIDTH, HEIGHT = 560, 300  # of a chart, in SVG units
-LEFT, TOP, BOTTOM = 62, 16, 46
-RIGHT_OF_LABELS, RIGHT = 104, 16  # the margin with and without labels at the ends of lines
-LABEL_GAP = 17  # between the labels at the ends of lines
+WIDTH, HEIGHT = 420, 260  # of a chart, in SVG units
+LEFT, TOP, BOTTOM = 56, 12, 44
+RIGHT_OF_LABELS, RIGHT = 92, 12  # the margin with and without labels at the ends of lines
+LABEL_GAP = 16  # between the labels at the ends of lines
 NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 164, 46, 50, 12
 
 
@@ -247,5 +247,6 @@ def _box(node: Node, place: tuple[float, float], slowest: float) -> str:
         f'<rect class="time" x="{x + 11}" y="{y + NODE_HEIGHT - 8:.1f}" '
         f'width="{max(2.0, share * (NODE_WIDTH - 22)):.1f}" height="3" rx="1.5"/>'
         f'<text class="name" x="{x + 11}" y="{y + 18:.1f}">{escape(name)}</text>'
-        f'<text class="seconds" x="{x + 11}" y="{y + 33:.1f}">{escape(" · ".join(below))}</text></g>'
+        f'<text class="seconds" x="{x + 11}" y="{y + 33:.1f}">{escape(" · ".join(below))}</text>'
+        "</g>"
     )

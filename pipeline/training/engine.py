@@ -223,6 +223,13 @@ class DeepSpeedEngine(TorchEngine):
     def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         if self.stage == 0:
             super().set_moment(parameter, name, value)
+        elif self.stage == 3:
+            # DeepSpeed's setter of the whole fails where a weight doesn't divide over the ranks.
+            part: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            padded = value.new_zeros(part * self.place.world_size)
+            padded[: value.numel()] = value.flatten()
+            own = padded[part * self.place.rank : part * (self.place.rank + 1)]
+            self.parted.safe_set_local_optimizer_state(parameter, own, name)
         else:
             self.parted.safe_set_full_optimizer_state(parameter, value, name)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,21 +20,40 @@ GIB = 2**30
 Row = dict[str, float | int | None]
 
 
-class Meter:
-    """Means since the last reading, kept on the device: reading waits for it, adding doesn't."""
+class Interval:
+    """What happened since the last row. Losses stay on the device: only reading waits for it."""
 
     def __init__(self) -> None:
+        self.tasks: set[str] = set()
+        self.waited = 0.0  # seconds, for data
+        self._samples = 0
+        self._norms: list[float] = []
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._began = time.monotonic()
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
+    def add(self, counts: Mapping[str, int], *, samples: int) -> None:
+        """Count a step that trained on these tasks, skipped or not."""
+        self.tasks |= counts.keys()
+        self._samples += samples
+
+    def add_losses(self, parts: Mapping[str, Tensor], *, gradient_norm: float) -> None:
+        """Add what a step that was not skipped measured."""
+        self._norms.append(gradient_norm)
+        for name, value in parts.items():
             before, count = self._sums.get(name, (torch.zeros_like(value), 0))
             self._sums[name] = (before + value, count + 1)
 
-    def read(self) -> dict[str, float]:
-        """The mean of each value over the steps that had it, and begin anew."""
-        sums, self._sums = self._sums, {}
-        return {name: total.item() / count for name, (total, count) in sums.items()}
+    def row(self) -> Row:
+        """Means, each over the steps that had the value; the loss is None if all were skipped."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        means = {name: total.item() / count for name, (total, count) in self._sums.items()}
+        return {
+            "loss": None,
+            **means,
+            "gradient_norm": sum(self._norms) / len(self._norms) if self._norms else None,
+            "samples_per_second": self._samples / seconds,
+            "data_wait": self.waited / seconds,  # a fraction of the time
+        }
 
 
 class TrainingLog:

@@ -19,7 +19,7 @@ from pipeline.training.checkpoint import (
     same_on_all_ranks,
 )
 from pipeline.training.engine import build_engine, started
-from pipeline.training.logs import Meter, TrainingLog, peak_memory_gib
+from pipeline.training.logs import Interval, TrainingLog, peak_memory_gib
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.placement import Place
@@ -158,7 +158,8 @@ class _Training:
         self.statistics = BatchStatistics(engine.objective.model)
         self.seconds_before = state.seconds
         self.began = time.monotonic()
-        self._begin_interval()
+        self.interval = Interval()
+        self.note = ""
 
     def run(self, micro_batches: Iterable[Batch], stop: StopRequest) -> None:
         stream = iter(micro_batches)
@@ -174,6 +175,8 @@ class _Training:
             if state.step % runtime.checkpoint_every_steps == 0 or ends:
                 self._save()
             if outcome.stop_requested and not is_last:
+                # A launcher that sees one rank end kills the others, which may be writing.
+                _wait_for_all(self.engine.place)
                 raise StoppedWithCheckpoint(
                     f"stopped after step {state.step} of {self.steps} with a checkpoint; "
                     "the same command goes on from there"
@@ -198,7 +201,6 @@ class _Training:
         )
         self._count(counts, outcome)
         self.rate = rate
-        self.tasks |= counts.keys()
         if self.log is not None:
             self.progress(self.state.step, self.steps, self.note)
         return outcome
@@ -206,7 +208,7 @@ class _Training:
     def _next(self, stream: Iterator[Batch]) -> Batch:
         asked = time.monotonic()
         batch = next(stream, None)
-        self.waited += time.monotonic() - asked
+        self.interval.waited += time.monotonic() - asked
         if batch is None:
             raise StageError(
                 f"the data ended after step {self.state.step} of {self.steps}; make it again"
@@ -218,12 +220,12 @@ class _Training:
         assert sum(counts.values()) * world_size == self.config.batch, (counts, world_size)
         state.step += 1
         state.samples += self.config.batch
+        self.interval.add(counts, samples=self.config.batch)
         for task, count in counts.items():
             state.samples_by_task[task] = state.samples_by_task.get(task, 0) + count * world_size
         if not outcome.was_skipped:
             self.statistics.average_over_ranks(world_size)
-            self.meter.add(outcome.parts)
-            self.norms.append(outcome.gradient_norm)
+            self.interval.add_losses(outcome.parts, gradient_norm=outcome.gradient_norm)
             state.skipped_in_a_row = 0
             return
         self.statistics.restore()
@@ -239,41 +241,23 @@ class _Training:
                 "clip_norm, or look at the data of this task"
             )
 
-    def _begin_interval(self) -> None:
-        self.meter = Meter()
-        self.norms: list[float] = []
-        self.tasks: set[str] = set()
-        self.waited = 0.0
-        self.interval_began = time.monotonic()
-        self.interval_samples = self.state.samples
-        self.note = "" if self.state.loss is None else f"loss {self.state.loss:.4g}"
-
     def _log(self) -> None:
-        now = time.monotonic()
-        seconds = max(now - self.interval_began, 1e-9)
-        means = self.meter.read()
         state = self.state
-        state.seconds = self.seconds_before + now - self.began
-        state.loss = means.get("loss", state.loss)
+        row = self.interval.row()
+        state.seconds = self.seconds_before + time.monotonic() - self.began
+        state.loss = state.loss if row["loss"] is None else row["loss"]
+        self.note = f"loss {state.loss:.4g}" if state.loss is not None else ""
         if self.log is not None:
-            self.log.write(
-                {
-                    "step": state.step,
-                    "samples": state.samples,
-                    "seconds": round(state.seconds, 3),
-                    "loss": None,
-                    **means,
-                    "learning_rate": self.rate,
-                    "gradient_norm": sum(self.norms) / len(self.norms) if self.norms else None,
-                    "samples_per_second": (state.samples - self.interval_samples) / seconds,
-                    "data_wait": self.waited / seconds,
-                    "memory_gib": peak_memory_gib(self.engine.device),
-                    "skipped": state.skipped,
-                },
-                tasks=frozenset(self.tasks),
-                total_steps=self.steps,
-            )
-        self._begin_interval()
+            row |= {
+                "step": state.step,
+                "samples": state.samples,
+                "seconds": round(state.seconds, 3),
+                "learning_rate": self.rate,
+                "memory_gib": peak_memory_gib(self.engine.device),
+                "skipped": state.skipped,
+            }
+            self.log.write(row, tasks=frozenset(self.interval.tasks), total_steps=self.steps)
+        self.interval = Interval()
 
     def _show_images(self) -> None:
         if self.images is None or not self.runtime.trackers:

@@ -1,0 +1,65 @@
+"""Shards are read by programs that know nothing of this project."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_samples import CLEAN, CORRUPTED, KEYS, write_shard
+
+
+def test_the_tar_program_reads_a_shard(tmp_path: Path) -> None:
+    write_shard(tmp_path)
+
+    names = subprocess.run(
+        ["tar", "-xvf", "train-00000.tar"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert names.stderr == ""
+    kinds = ("clean.npy", "corrupted.npy", "json")
+    assert names.stdout.split() == [f"{key}.{kind}" for key in KEYS for kind in kinds]
+    assert np.array_equal(np.load(tmp_path / f"{KEYS[3]}.clean.npy"), CLEAN[3])
+
+
+@pytest.mark.parametrize("image_format", ["npy", "png"])
+def test_stock_webdataset_reads_the_same_arrays(tmp_path: Path, image_format: str) -> None:
+    import webdataset
+
+    write_shard(tmp_path, image_format=image_format)
+    url = str(tmp_path / "train-00000.tar")
+
+    samples = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"))
+
+    assert [sample["__key__"] for sample in samples] == KEYS
+    for sample, clean, corrupted in zip(samples, CLEAN, CORRUPTED, strict=True):
+        assert np.array_equal(sample[f"clean.{image_format}"], clean)
+        assert np.array_equal(sample[f"corrupted.{image_format}"], corrupted)
+        assert sample["json"]["source"] == f"n01/{sample['__key__']} grüße.JPEG"
+
+
+@pytest.mark.parametrize("image_format", ["npy", "png"])
+def test_stock_datasets_reads_the_same_arrays(tmp_path: Path, image_format: str) -> None:
+    import datasets
+
+    write_shard(tmp_path, image_format=image_format)
+    files = {"train": [str(tmp_path / "train-00000.tar")]}
+
+    samples = list(
+        datasets.load_dataset(
+            "webdataset",
+            data_files=files,
+            split="train",
+            streaming=True,
+            cache_dir=str(tmp_path / "cache"),
+        )
+    )
+
+    assert [sample["__key__"] for sample in samples] == KEYS
+    for sample, clean, corrupted in zip(samples, CLEAN, CORRUPTED, strict=True):
+        assert np.array_equal(np.asarray(sample[f"clean.{image_format}"]), clean)
+        assert np.array_equal(np.asarray(sample[f"corrupted.{image_format}"]), corrupted)
+        assert sample["json"]["box"] == [0, 0, 24, 24]
