@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from launch.local import check_launch
 from launch.terminal import print_table
 from pipeline.artifacts import Artifact, holder, verify
 from pipeline.config import RunConfig
@@ -16,6 +17,7 @@ MARKS = {"done": "✓", "resume": "▸", "fresh": "·"}
 def plan(path: Path, overrides: tuple[str, ...]) -> int:
     """Print the graph with the state of each stage and why."""
     config, resolved = _resolve(path, overrides)
+    check_launch(config)
     _print_header(path, config)
     rows = [
         [MARKS[each.state], each.stage.name, each.state, each.reason, _needs(each)]
@@ -80,10 +82,8 @@ def print_outcome(config: RunConfig, artifacts: dict[str, Artifact], path: Path)
                         row["task"],
                         row["test_set"],
                         name,
-                        f"{score['psnr_rgb']:.2f}",
-                        f"{score['psnr_y']:.2f}",
-                        f"{score['ssim_rgb']:.4f}",
-                        f"{score['ssim_y']:.4f}",
+                        *(_decibels(score[key]) for key in ("psnr_rgb", "psnr_y")),
+                        *(f"{score[key]:.4f}" for key in ("ssim_rgb", "ssim_y")),
                     ]
                 )
     print_table(header, rows)
@@ -96,6 +96,10 @@ next     the paper's recipe on one node with 8 GPUs, then on SLURM (see the head
          sbatch --nodes=1 --gpus-per-node=8 --cpus-per-task=64 --time=48:00:00 --wrap \\
            "python -m launch run configs/imagenet.yaml --set runtime.processes=8\""""
     )
+
+
+def _decibels(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.2f}"  # None: no error at all
 
 
 def _resolve(path: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, dict[str, Resolved]]:

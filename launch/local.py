@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.graph import (
     StoppedWithCheckpoint,
     resolve_stage,
 )
+from pipeline.training.placement import LaunchError, share_out
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def run_graph(
     `until` leaves out what that stage doesn't need. `start` requires everything before that stage
     to be done. `force` makes the chosen stages again: all of them, or those from `start` on.
     """
+    check_launch(config)
     set_threads(config.runtime)
     run_folder = config.runtime.runs / config.name
     wanted = graph.upstream(until) if until else {stage.name for stage in graph.stages}
@@ -57,7 +60,7 @@ def run_graph(
             continue
         if stage.name not in chosen:
             raise StageError(
-                f"{stage.name}: not done ({resolved.reason}), but --from {start} needs it"
+                f"--from {start} needs {stage.name}, which is not done ({resolved.reason})"
             )
         say(f"▸ {stage.name:<32} {resolved.state}: {'--force' if again else resolved.reason}")
         inputs = {role: artifacts[parent.name] for role, parent in stage.inputs.items()}
@@ -72,6 +75,15 @@ def run_graph(
         artifacts[stage.name] = artifact
         say(f"✓ {stage.name:<32} made in {time.monotonic() - began:.1f} s")
     return artifacts
+
+
+def check_launch(config: RunConfig) -> None:
+    """Refuse, before anything is made, batches that the run's processes can't share."""
+    for name, training in config.trainings.items():
+        try:
+            share_out(training, config.runtime, rank=0, world_size=config.runtime.processes)
+        except LaunchError as error:
+            raise ConfigError(f"{name}: {error}") from None
 
 
 def _make(
@@ -90,21 +102,25 @@ def _make(
 
 def _launch(stage: Stage, config: RunConfig, config_arguments: list[str]) -> None:
     """Start one process per device for a distributed stage and wait for them."""
-    command = launcher_command(stage.name, config, config_arguments)
-    environment = {**os.environ, **launcher_environment(config)}
-    logger.info("starting %s", " ".join(command))
-    process = subprocess.Popen(command, env=environment)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        # The terminal's Ctrl-C has reached the launcher too; it checkpoints before it ends.
-        code = process.wait()
-    if code == STOPPED:
+    with tempfile.NamedTemporaryFile("r", prefix="ipt-outcome-") as outcome:
+        command = launcher_command(stage.name, config, config_arguments)
+        command += ["--outcome", outcome.name]
+        logger.info("starting %s", " ".join(command))
+        process = subprocess.Popen(command, env=os.environ | launcher_environment(config))
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            # The terminal's Ctrl-C has reached the processes too: they checkpoint before they end.
+            code = process.wait()
+        codes = {int(line) for line in outcome}
+    if code == 0:
+        return
+    # The launcher's own exit code says only that some process failed.
+    if USAGE in codes:
+        raise ConfigError(f"{stage.name}: see above")
+    if codes == {STOPPED}:
         raise StoppedWithCheckpoint(f"{stage.name}: stopped with a checkpoint")
-    if code == USAGE:
-        raise ConfigError(f"{stage.name}: refused by its launcher, see above")
-    if code:
-        raise StageError(f"{stage.name}: ended with exit code {code}, see above and its log")
+    raise StageError(f"{stage.name}: its processes ended with exit code {code}, see above")
 
 
 def launcher_command(stage_name: str, config: RunConfig, config_arguments: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.terminal import exit_code_of, progress_line
+from launch.terminal import exit_code_of, progress_line, set_up_logging
 from pipeline.artifacts import Artifact, open_artifact, seal, set_aside, writing
 from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError, load_config
@@ -104,10 +104,13 @@ def _log_file(folder: Path, part: tuple[int, int]) -> Iterator[None]:
     handler = logging.FileHandler(folder / "logs" / name, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
+    level = root.level
     root.addHandler(handler)
+    root.setLevel(logging.INFO)
     try:
         yield
     finally:
+        root.setLevel(level)
         root.removeHandler(handler)
         handler.close()
 
@@ -148,10 +151,17 @@ def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
     if stage_name is None:
         parser.add_argument("--stage", required=True, help="its name, as `plan` shows it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument(
+        "--outcome", type=Path, help="a file to add the exit code to: launchers don't pass it on"
+    )
     parsed = parser.parse_args(arguments)
+    set_up_logging()
     with exit_code_of() as outcome:
         config = load_config(parsed.config, tuple(parsed.overrides))
         _run_named(config, parsed.config, stage_name or parsed.stage)
+    if parsed.outcome is not None:
+        with parsed.outcome.open("a") as file:
+            file.write(f"{outcome.code}\n")
     return outcome.code
 
 

@@ -134,6 +134,4 @@ def set_up_logging() -> None:
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("  %(message)s"))
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    root.addHandler(terminal)
+    logging.getLogger().addHandler(terminal)

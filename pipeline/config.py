@@ -158,7 +158,7 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=0)] = 2  # of the corrupt stages and of each loader
     threads_per_process: Positive = 1
     engine: Literal["launcher", "ddp", "zero0", "zero1", "zero2", "zero3"] = "launcher"
-    micro_batch: Positive | None = None  # samples in memory at once; None: batch / processes
+    micro_batch: Positive | None = None  # most samples in memory at once; None: batch / processes
     log_every_steps: Positive = 50
     images_every_steps: Positive = 2000
     checkpoint_every_steps: Positive = 1000
@@ -179,16 +179,21 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: Runtime = Runtime()
 
+    @property
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """Every training of the run by its dotted key."""
+        trainings: dict[str, TrainingConfig] = {"pretrain": self.pretrain}
+        trainings |= {f"finetune.{task}": each for task, each in self.finetune.items()}
+        trainings |= {f"dncnn.{task}": each for task, each in self.dncnn.items()}
+        return trainings
+
     def source_of(self, training: TrainingConfig) -> str:
         """The name of the source that a training reads."""
         return training.source or self.pretrain.source or next(iter(self.sources))
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        trainings: dict[str, TrainingConfig] = {"pretrain": self.pretrain}
-        trainings |= {f"finetune.{task}": each for task, each in self.finetune.items()}
-        trainings |= {f"dncnn.{task}": each for task, each in self.dncnn.items()}
-        named = {f"{key}.source": training.source for key, training in trainings.items()}
+        named = {f"{key}.source": training.source for key, training in self.trainings.items()}
         named |= {
             f"evaluate.test_sets.{key}.source": test_set.source
             for key, test_set in self.evaluate.test_sets.items()

@@ -5,7 +5,7 @@ rain-layers ──┘                      ├─> dncnn-<task> ─────�
                                      └─> finetune-<task>                ┘
 """  # noqa: E501 - a picture
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainingConfig
 from pipeline.graph import Graph, Stage
 from pipeline.tasks import Task, task_named
 from stages.corrupt import corrupt_stage
@@ -25,71 +25,44 @@ def build_graph(config: RunConfig) -> Graph:
     def add(stage: Stage) -> Stage:
         return stages.setdefault(stage.name, stage)
 
+    seed = config.seed
     tasks = _tasks(config)
     largest_crop = config.corrupt.patch_size * max(task.scale for task in tasks.values())
     sources = {
-        name: add(source_stage(name, source, seed=config.seed, largest_crop=largest_crop))
+        name: add(source_stage(name, source, seed=seed, largest_crop=largest_crop))
         for name, source in config.sources.items()
     }
     rain_layers = None
     if any(task.needs_rain_layers for task in tasks.values()):
-        rain_layers = add(rain_layers_stage(config.rain_layers, seed=config.seed))
+        rain_layers = add(rain_layers_stage(config.rain_layers, seed=seed))
 
-    def shards(task_name: str, source_name: str) -> Stage:
-        task = tasks[task_name]
-        stage = corrupt_stage(
-            task,
-            config.corrupt,
-            seed=config.seed,
-            source_name=source_name,
-            source=sources[source_name],
-            rain_layers=rain_layers if task.needs_rain_layers else None,
-        )
-        return add(stage)
-
-    pretrain_source = config.source_of(config.pretrain)
-    pretrained = add(
-        pretrain_stage(
-            config.pretrain,
-            config.ipt,
-            seed=config.seed,
-            shards={name: shards(name, pretrain_source) for name in config.pretrain.tasks},
-        )
-    )
-    models = [
-        add(
-            finetune_stage(
-                name,
-                training,
-                seed=config.seed,
-                shards=shards(name, config.source_of(training)),
-                pretrained=pretrained,
-            )
-        )
-        for name, training in config.finetune.items()
-    ]
-    models += [
-        add(
-            dncnn_stage(
-                name,
-                training,
-                seed=config.seed,
-                shards=shards(name, config.source_of(training)),
-            )
-        )
-        for name, training in config.dncnn.items()
-    ]
-    for model, name in zip(models, [*config.finetune, *config.dncnn], strict=True):
-        add(
-            evaluate_stage(
-                model,
-                tasks[name],
-                config.evaluate,
-                sources=sources,
+    def shards(task_name: str, training: TrainingConfig) -> Stage:
+        name = config.source_of(training)
+        return add(
+            corrupt_stage(
+                tasks[task_name],
+                config.corrupt,
+                seed=seed,
+                source_name=name,
+                source=sources[name],
                 rain_layers=rain_layers,
             )
         )
-    add(report_stage(config.name, dict(stages)))
+
+    of_tasks = {name: shards(name, config.pretrain) for name in config.pretrain.tasks}
+    pretrained = add(pretrain_stage(config.pretrain, config.ipt, seed=seed, shards=of_tasks))
+    models = []
+    for name, finetune in config.finetune.items():
+        of_task = shards(name, finetune)
+        stage = finetune_stage(name, finetune, seed=seed, shards=of_task, pretrained=pretrained)
+        models.append((name, add(stage)))
+    for name, dncnn in config.dncnn.items():
+        of_task = shards(name, dncnn)
+        models.append((name, add(dncnn_stage(name, dncnn, seed=seed, shards=of_task))))
+    for name, model in models:
+        evaluate = config.evaluate
+        add(evaluate_stage(model, tasks[name], evaluate, sources=sources, rain_layers=rain_layers))
+    add(report_stage(config.name, stages))
     return Graph(stages=tuple(stages.values()))
 
 

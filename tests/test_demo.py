@@ -22,8 +22,8 @@ rain_layers: {layers: 2, size: 128}
 ipt: {features: 4, encoder_layers: 1, decoder_layers: 1, attention_heads: 4}
 pretrain:
   tasks_per_step: all
-  samples: 72
-  batch: 12
+  samples: 144
+  batch: 24
   precision: float32
   contrastive: {images: 2}
 finetune:
@@ -201,14 +201,11 @@ def test_two_runs_at_once_do_the_work_once(tmp_path):
     assert first.returncode == 0, output
 
 
-def launched(
-    run: Run, *launcher: str, arguments: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess:
-    """`accelerate launch launch/pretrain.py`, from another folder than the checkout."""
+def launched(run: Run, *launcher: str) -> subprocess.CompletedProcess[str]:
+    """launch/pretrain.py under a launcher, from another folder than the checkout."""
     script = [str(ROOT / "launch" / "pretrain.py"), str(run.config)]
-    runs = ["--set", f"runtime.runs={run.folder.parent}", *arguments]
     return subprocess.run(
-        [sys.executable, "-m", *launcher, *script, *runs],
+        [sys.executable, *launcher, *script, "--set", f"runtime.runs={run.folder.parent}"],
         cwd=run.config.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,

@@ -93,10 +93,9 @@ def test_samples_that_are_no_whole_batches_take_one_more_step() -> None:
     ("config", "micro_batch", "world_size", "complaint"),
     [
         (TrainingConfig(batch=10), None, 3, "batch: 10 does not divide over 3 processes"),
-        (TrainingConfig(batch=24), 5, 2, "micro_batch: 5 does not divide the 12 samples"),
-        (toy_config(tasks_per_step="all"), 4, 1, "4 samples can't hold 3 tasks"),
-        (toy_config(contrastive={"images": 8}, batch=24), 12, 1, "contrastive.images: 8"),
-        (DnCNNTrainingConfig(), None, 2, "statistics_batch: 128"),
+        (toy_config(tasks_per_step="all"), 2, 1, "micro_batch: 2 is less than the 3 samples"),
+        (toy_config(contrastive={"images": 8}, batch=20), None, 1, "20 samples, .* groups of 8"),
+        (DnCNNTrainingConfig(), None, 2, "64 samples, .* groups of 128 .*statistics_batch"),
     ],
 )
 def test_a_batch_that_leaves_a_rest_is_refused(config, micro_batch, world_size, complaint) -> None:
@@ -104,6 +103,25 @@ def test_a_batch_that_leaves_a_rest_is_refused(config, micro_batch, world_size, 
 
     with pytest.raises(LaunchError, match=complaint):
         share_out(config, runtime, rank=0, world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("config", "most", "world_size", "micro_batch"),
+    [
+        (TrainingConfig(batch=24), 5, 2, 4),
+        (TrainingConfig(batch=24), None, 2, 12),
+        (TrainingConfig(batch=24), 100, 2, 12),
+        (TrainingConfig(batch=26), 12, 2, 1),
+        (DnCNNTrainingConfig(statistics_batch=16), 32, 8, 16),
+        (DnCNNTrainingConfig(statistics_batch=16), 100, 1, 64),
+        (toy_config(contrastive={"images": 4}, batch=48), 20, 1, 16),
+    ],
+)
+def test_micro_batch_is_the_largest_that_fits(config, most, world_size, micro_batch) -> None:
+    place = share_out(config, toy_runtime(micro_batch=most), rank=0, world_size=world_size)
+
+    assert place.micro_batch == micro_batch
+    assert place.micro_batch * place.accumulation * world_size == config.batch
 
 
 def test_an_unknown_or_missing_tracker_is_a_usage_error(tmp_path: Path) -> None:

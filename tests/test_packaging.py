@@ -69,7 +69,7 @@ def test_wheel_has_the_packages_configs_and_assets_and_no_tests(wheel):
         "pipeline/assets/photos/LICENSES.md",
     ):
         assert name in names
-    assert not [name for name in names if "/test" in name or "conftest" in name]
+    assert not [name for name in names if "/test_" in name or "conftest" in name]
 
 
 def test_installed_wheel_plans_the_demo_away_from_any_checkout(wheel, tmp_path):

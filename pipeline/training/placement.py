@@ -95,26 +95,30 @@ def leaves_heads_idle(config: TrainingConfig) -> bool:
 def share_out(
     config: TrainingConfig, runtime: Runtime, *, rank: int, world_size: int, start_step: int = 0
 ) -> Place:
-    """Divide a step's batch over processes and accumulation; LaunchError where it leaves a rest."""
+    """Divide a step's batch over processes and accumulation; LaunchError where it leaves a rest.
+
+    The micro-batch is the largest that `runtime.micro_batch` allows: it changes memory and speed,
+    never what is trained.
+    """
     if config.batch % world_size:
         raise LaunchError(
             f"batch: {config.batch} does not divide over {world_size} processes; "
             "start another number of them"
         )
     share = config.batch // world_size
-    micro_batch = runtime.micro_batch or share
-    if share % micro_batch:
+    together, why = samples_together(config)
+    if share % together:
         raise LaunchError(
-            f"runtime.micro_batch: {micro_batch} does not divide the {share} samples per step of "
-            f"each of {world_size} processes (batch: {config.batch})"
+            f"batch: {config.batch} gives each of {world_size} processes {share} samples, which "
+            f"are not whole groups of {together} ({why}); start fewer processes or change these"
         )
-    if isinstance(config, PretrainConfig):
-        _check_micro_batch(config, micro_batch)
-    if isinstance(config, DnCNNTrainingConfig) and micro_batch % config.statistics_batch:
+    most = min(runtime.micro_batch or share, share)
+    if most < together:
         raise LaunchError(
-            f"runtime.micro_batch: {micro_batch} samples of one process are not whole batches of "
-            f"statistics_batch: {config.statistics_batch}; use a multiple of it"
+            f"runtime.micro_batch: {most} is less than the {together} samples that are needed in "
+            f"memory together ({why})"
         )
+    micro_batch = max(size for size in range(together, most + 1, together) if share % size == 0)
     return Place(
         rank=rank,
         world_size=world_size,
@@ -125,20 +129,15 @@ def share_out(
     )
 
 
-def _check_micro_batch(config: PretrainConfig, micro_batch: int) -> None:
-    tasks = len(config.tasks) if config.tasks_per_step == "all" else 1
-    if micro_batch % tasks:
-        raise LaunchError(
-            f"runtime.micro_batch: {micro_batch} samples can't hold {tasks} tasks in equal slices "
-            f"(pretrain.tasks_per_step: all); use a multiple of {tasks}"
-        )
-    images = config.contrastive.images
-    if config.contrastive.weight > 0 and (micro_batch // tasks) % images:
-        raise LaunchError(
-            f"runtime.micro_batch: {micro_batch} gives {micro_batch // tasks} images of a task, "
-            f"not whole groups of pretrain.contrastive.images: {images}; "
-            f"use a multiple of {tasks * images}"
-        )
+def samples_together(config: TrainingConfig) -> tuple[int, str]:
+    """How many samples a micro-batch must hold whole groups of, and the config keys behind it."""
+    if isinstance(config, PretrainConfig):
+        tasks = len(config.tasks) if config.tasks_per_step == "all" else 1
+        images = config.contrastive.images if config.contrastive.weight > 0 else 1
+        return tasks * images, f"{tasks} tasks at once × {images} pretrain.contrastive.images"
+    if isinstance(config, DnCNNTrainingConfig):
+        return config.statistics_batch, "dncnn's statistics_batch"
+    return 1, "a sample"
 
 
 def deepspeed_config(
