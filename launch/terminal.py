@@ -51,6 +51,7 @@ def _explain(error: OSError) -> str:
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some of your quota",
         errno.EFBIG: "raise the limit on file sizes",
+        errno.ENOENT: "choose another runtime.runs folder",
         errno.EROFS: "choose another runtime.runs folder",
         errno.EACCES: "check the permissions, or choose another runtime.runs folder",
         errno.ENOTDIR: "a file is in the way; choose another runtime.runs folder",

@@ -94,7 +94,7 @@ def test_atomic_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(OSError, match=f"too large: '{path}'"):
             artifacts.write_atomically(path, "x" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
