@@ -7,7 +7,7 @@ IMAGES ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-OVERRIDES := $(if $(IMAGES),--set 'sources.photos.path="$(abspath $(IMAGES))"' --set 'sources.photos.held_out=[]')
+OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$(IMAGES)'" --set 'sources.photos.held_out=[]')
 
 .PHONY: demo test test-slow check format clean
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.model_configs import DnCNNConfig, IPTSize
+from pipeline.model_configs import COLOURS, DnCNNConfig, IPTSize
 from pipeline.tasks import PUBLISHED_ORDER, TASKS
 
 
@@ -22,6 +22,7 @@ def _known_task(name: str) -> str:
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]  # 1 would never forget
 TaskName = Annotated[str, AfterValidator(_known_task)]
 # These names become folders.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
@@ -67,7 +68,7 @@ class DataConfig(Section):
 
 class ContrastiveConfig(Section):
     form: Literal["supcon", "paper"] = "supcon"
-    weight: Annotated[float, Field(ge=0)] = 0.1
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     images: Annotated[int, Field(ge=2)] = 8  # of one task, compared with each other
 
 
@@ -82,7 +83,7 @@ class TrainingConfig(Section):
     schedule: Literal["step", "cosine"] = "step"
     drop_at: Fraction = 2 / 3  # where `step` falls to the final rate, as a fraction of samples
     warmup_samples: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     clip_norm: Rate | None = None  # of the whole gradient
     max_skipped_in_a_row: Positive = 5  # steps skipped for a non-finite loss or gradient
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -208,19 +209,26 @@ class RunConfig(Section):
                     f"finetune.{task}: not pretrained; pretrain.tasks has "
                     f"{', '.join(self.pretrain.tasks)}"
                 )
-        for task in self.dncnn:
+        for task, dncnn in self.dncnn.items():
             if TASKS[task].scale != 1:
                 raise ValueError(f"dncnn.{task}: DnCNN keeps the size of its input; use ×1 tasks")
+            if dncnn.model.channels != COLOURS:
+                raise ValueError(
+                    f"dncnn.{task}.model.channels: {dncnn.model.channels}, but photographs are "
+                    f"read as RGB; use {COLOURS}"
+                )
         if self.ipt.patch_size != self.corrupt.patch_size:
             raise ValueError(
                 f"ipt.patch_size: {self.ipt.patch_size} differs from "
                 f"corrupt.patch_size: {self.corrupt.patch_size}"
             )
-        if self.ipt.patch_size % self.ipt.token_size:
-            raise ValueError(f"ipt.token_size: does not divide patch_size {self.ipt.patch_size}")
-        if self.ipt.embedding % self.ipt.attention_heads:
+        if self.evaluate.tiling == "official" and self.ipt.patch_size % 4:
             raise ValueError(
-                f"ipt.attention_heads: {self.ipt.attention_heads} does not divide the embedding "
-                f"of {self.ipt.embedding} (features × token_size²)"
+                f"evaluate.tiling: official needs an ipt.patch_size that is a multiple of 4, not "
+                f"{self.ipt.patch_size}; use overlap"
             )
+        try:
+            self.ipt.check()
+        except ValueError as error:
+            raise ValueError(f"ipt.{error}") from None
         return self

@@ -86,16 +86,12 @@ def _comparable(restored: Tensor, clean: Tensor, crop_border: int) -> tuple[Tens
     return drop_border(restored.double(), crop_border), drop_border(clean.double(), crop_border)
 
 
-def _window(device: torch.device) -> Tensor:
-    distance = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=device) - SSIM_WINDOW // 2
-    weights = torch.exp(-(distance**2) / (2 * SSIM_SIGMA**2))
-    return weights / weights.sum()
-
-
 def _window_mean(image: Tensor) -> Tensor:
     """Gaussian mean around every pixel with a whole window: (N, C, H - 10, W - 10)."""
+    distance = torch.arange(SSIM_WINDOW, device=image.device) - SSIM_WINDOW // 2
+    window = torch.exp(-(distance.double() ** 2) / (2 * SSIM_SIGMA**2))
+    window /= window.sum()
     # The 2D Gaussian is separable: two passes of 11 weights for one of 121.
     flat = image.flatten(0, 1)[:, None]  # (N·C, 1, H, W)
-    window = _window(image.device)
     flat = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
     return flat.view(*image.shape[:2], *flat.shape[-2:])

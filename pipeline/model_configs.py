@@ -13,16 +13,14 @@ Count = Annotated[int, Field(ge=1)]
 
 COLOURS = 3
 Precision = Literal["float32", "bfloat16"]
-FLOAT32_BYTES = 4
 PRODUCT_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 # The published models also count their two frozen mean shifts: 3×3 weights and 3 biases each.
 PUBLISHED_MEAN_SHIFT_PARAMETERS = 24
-TRAINING_FLOPS_PER_FORWARD_FLOP = 3  # the backward pass takes two products for each of the forward
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartCost:
-    """One quantity (parameters or FLOPs) of the parts that an image passes."""
+    """FLOPs of the parts that an image passes."""
 
     head: int
     body: int
@@ -46,6 +44,18 @@ class IPTSize:
     patch_size: Count = 48  # pixels per side of the model's input
     token_size: Count = 3  # pixels per side of the feature patch that becomes a token
     mlp_ratio: Count = 4  # hidden width of the feed-forward layers, in embedding widths
+
+    def check(self) -> None:
+        """Raise ValueError, the field's name first, for a size that no IPT can have."""
+        if self.patch_size % self.token_size:
+            raise ValueError(
+                f"token_size: {self.token_size} does not divide patch_size {self.patch_size}"
+            )
+        if self.embedding % self.attention_heads:
+            raise ValueError(
+                f"attention_heads: {self.attention_heads} does not divide the embedding of "
+                f"{self.embedding} (features × token_size²)"
+            )
 
     @property
     def embedding(self) -> int:
@@ -140,15 +150,6 @@ class IPTConfig:
         here; without the integer buffer of positions."""
         return self.parameters + PUBLISHED_MEAN_SHIFT_PARAMETERS
 
-    def parameters_used(self, task: str) -> PartCost:
-        """Of the parts that an image of `task` passes; `body` includes the task's query."""
-        size = self.size
-        return PartCost(
-            head=size.head_parameters,
-            body=size.shared_parameters + size.query_parameters,
-            tail=size.tail_parameters(self.scales[task]),
-        )
-
     def flops(self, task: str) -> PartCost:
         """Of the forward pass of one image.
 
@@ -158,19 +159,6 @@ class IPTConfig:
         return PartCost(
             head=size.head_flops, body=size.body_flops, tail=size.tail_flops(self.scales[task])
         )
-
-    def training_flops(self, task: str) -> int:
-        """Of the forward and the backward pass of one image."""
-        return TRAINING_FLOPS_PER_FORWARD_FLOP * self.flops(task).total
-
-    @property
-    def model_bytes(self) -> int:
-        return FLOAT32_BYTES * self.parameters
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Of a checkpoint to go on from: weights and both moments of Adam, in float32."""
-        return 3 * self.model_bytes
 
     def activation_bytes(self, task: str, *, precision: Precision = "float32") -> int:
         """What the forward pass of one image saves for the backward pass.
@@ -200,14 +188,7 @@ class IPTConfig:
             reduced += side**2 * size.features
             side *= step
         full += side**2 * size.features  # the last convolution's input
-        return FLOAT32_BYTES * full + PRODUCT_BYTES[precision] * reduced
-
-    def training_bytes(
-        self, task: str, *, micro_batch: int, precision: Precision = "float32"
-    ) -> int:
-        """An estimate for one process: weights, gradients, both moments, and activations."""
-        activations = self.activation_bytes(task, precision=precision)
-        return 4 * self.model_bytes + micro_batch * activations
+        return PRODUCT_BYTES["float32"] * full + PRODUCT_BYTES[precision] * reduced
 
 
 @dataclass(frozen=True, kw_only=True)

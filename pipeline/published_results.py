@@ -1,7 +1,7 @@
 """Scores that others published, each with the protocol it was measured by."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,11 +22,8 @@ class PublishedResult:
     benchmark: str
     psnr: float
     ssim: float | None
-    channel: Literal["RGB", "Y", "grey"]
-    border: Literal["scale", "0"]  # pixels cut off on each side before scoring
-    noise: Literal["clipped", "unclipped"] | None
     source: str
-    remark: str | None = None
+    remark: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,7 @@ class PublishedTable:
     title: str
     benchmarks: tuple[str, ...]
     channel: Literal["RGB", "Y", "grey"]
-    border: Literal["scale", "0"]
+    border: Literal["scale", "0"]  # pixels cut off on each side before scoring
     noise: Literal["clipped", "unclipped"] | None
     source: str
     remark: str | None
@@ -49,7 +46,6 @@ class Benchmark:
     name: str
     images: int
     also: tuple[str, ...] = ()  # other names that people use
-    grey: bool = False
 
 
 @cache
@@ -57,42 +53,35 @@ def published_tables() -> tuple[PublishedTable, ...]:
     return tuple(_table(record) for record in _file()["tables"])
 
 
-def published_for(task: str) -> list[PublishedResult]:
-    """Every published number for one task, table by table."""
-    results = (result for table in published_tables() for result in table.results)
-    return [result for result in results if result.task == task]
-
-
 def benchmark_named(name: str) -> Benchmark | None:
     """The benchmark that somebody's test set is named after: `cbsd-68` is CBSD68."""
     plain = _plain(name)
-    for benchmark in _benchmarks():
+    for benchmark in (Benchmark(name=key, **about) for key, about in _file()["benchmarks"].items()):
         if plain in map(_plain, (benchmark.name, *benchmark.also)):
             return benchmark
     return None
 
 
 def differences(
-    result: PublishedResult, *, test_set: str, images: int, border: int, noise: str | None
+    table: PublishedTable, *, test_set: str, images: int, border: int, noise: str | None
 ) -> list[str]:
-    """Why our scores on a test set can't stand beside `result`; empty when they can.
+    """Why our scores on a test set can't stand in `table`; empty when they can.
 
     Our scores are always there for RGB and for Y; `images`, `border` (pixels) and `noise` are how
     ours were measured.
     """
     reasons = []
-    benchmark = benchmark_named(result.benchmark)
-    ours = benchmark_named(test_set)
-    if benchmark is None or ours is None or ours.name != benchmark.name:
-        reasons.append(f"other photographs ({test_set}, not {result.benchmark})")
+    benchmark = benchmark_named(test_set)
+    if benchmark is None or benchmark.name not in table.benchmarks:
+        reasons.append(f"other photographs ({test_set}, not {' or '.join(table.benchmarks)})")
     elif images != benchmark.images:
         reasons.append(f"{images} of the {benchmark.images} images of {benchmark.name}")
-    if result.channel == "grey":
+    if table.channel == "grey":
         reasons.append("grey images")
-    if (result.border == "0") != (border == 0):
-        reasons.append(f"border of {border} pixels cut, published: {result.border}")
-    if result.noise != noise:
-        reasons.append(f"noise {noise or 'not drawn'}, published: {result.noise or 'not drawn'}")
+    if (table.border == "0") != (border == 0):
+        reasons.append(f"border of {border} pixels cut, published: {table.border}")
+    if table.noise != noise:
+        reasons.append(f"noise {noise or 'not drawn'}, published: {table.noise or 'not drawn'}")
     return reasons
 
 
@@ -101,27 +90,11 @@ def _file() -> dict[str, Any]:
     return yaml.safe_load(PATH.read_text(encoding="utf-8"))
 
 
-@cache
-def _benchmarks() -> tuple[Benchmark, ...]:
-    return tuple(
-        Benchmark(
-            name=name,
-            images=about["images"],
-            also=tuple(about.get("also", ())),
-            grey=about.get("grey", False),
-        )
-        for name, about in _file()["benchmarks"].items()
-    )
-
-
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _table(record: Mapping[str, Any]) -> PublishedTable:
-    results = [
-        result for row in record["scores"] for result in _results(row, record, record["benchmarks"])
-    ]
     return PublishedTable(
         title=record["title"],
         benchmarks=tuple(record["benchmarks"]),
@@ -131,24 +104,14 @@ def _table(record: Mapping[str, Any]) -> PublishedTable:
         source=record["source"],
         remark=record.get("remark"),
         explanation=record.get("explanation"),
-        results=tuple(results),
+        results=tuple(result for row in record["scores"] for result in _results(row, record)),
     )
 
 
-def _results(
-    row: Mapping[str, Any], table: Mapping[str, Any], benchmarks: Sequence[str]
-) -> list[PublishedResult]:
+def _results(row: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[PublishedResult]:
     about = {key: row.get(key, table.get(key)) for key in ABOUT_A_ROW}
-    about |= {key: table[key] for key in ("channel", "border", "noise")}
-    results = []
-    for task, scores in row.items():
-        if task in ABOUT_A_ROW:
-            continue
-        for benchmark, score in zip(benchmarks, scores, strict=True):
-            if score is None:
-                continue
-            psnr, ssim = score if isinstance(score, list) else (score, None)
-            results.append(
-                PublishedResult(task=task, benchmark=benchmark, psnr=psnr, ssim=ssim, **about)
-            )
-    return results
+    for task in (key for key in row if key not in ABOUT_A_ROW):
+        for benchmark, score in zip(table["benchmarks"], row[task], strict=True):
+            if score is not None:
+                psnr, ssim = score if isinstance(score, list) else (score, None)
+                yield PublishedResult(task=task, benchmark=benchmark, psnr=psnr, ssim=ssim, **about)

@@ -36,14 +36,15 @@ def restore(
     patch_size: int,
     tiling: Tiling = "overlap",
     batch: int = 64,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
 ) -> Tensor:
     """Restore an image (C, H, W) or (1, C, H, W) of any size to s times that size.
 
     `model` restores (N, C, P, P) to (N, C, sP, sP). "overlap" fades tiles into each other over
-    `overlap` pixels; "official" takes every pixel from where the published evaluation takes it, at
-    ten times the cost. Images smaller than a patch are mirrored up to its size. Results are moved
-    to the image's device; where the model runs is the caller's matter.
+    `overlap` pixels (10, or all but one of a smaller patch); "official" takes every pixel from
+    where the published evaluation takes it, at eight times the cost. Images smaller than a patch
+    are mirrored up to its size. Results are moved to the image's device; where the model runs is
+    the caller's matter.
     """
     if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) != 1) or 0 in image.shape:
         raise ValueError(f"an image of shape {tuple(image.shape)}; expected one (C, H, W)")
@@ -51,6 +52,8 @@ def restore(
         raise ValueError(f"an image of {image.dtype}; expected floats in [0, 1]")
     if batch < 1 or scale < 1:
         raise ValueError(f"batch {batch}, scale {scale}: both start at 1")
+    if overlap is None:
+        overlap = min(OVERLAP, patch_size - 1)
     channels, height, width = image.shape[-3:]
     whole = _mirrored(image.reshape(channels, height, width), patch_size)
     rows, columns = (
@@ -62,15 +65,18 @@ def restore(
     restored = whole.new_zeros(channels, whole.shape[1] * scale, whole.shape[2] * scale)
     for first in range(0, len(places), batch):
         chosen = places[first : first + batch]
-        tiles = torch.stack([_tile(whole, rows, columns, place, patch_size) for place in chosen])
+        corners = [(rows.starts[i], columns.starts[j]) for i, j in chosen]
+        tiles = torch.stack(
+            [whole[:, top : top + patch_size, left : left + patch_size] for top, left in corners]
+        )
         results = model(tiles)
         if results.shape != (len(chosen), channels, side, side):
             raise ValueError(
                 f"the model made {tuple(results.shape)} of {tuple(tiles.shape)}; "
                 f"expected patches of {side} pixels, for scale {scale}"
             )
-        for place, result in zip(chosen, results.to(restored), strict=True):
-            top, left = rows.starts[place[0]] * scale, columns.starts[place[1]] * scale
+        for place, corner, result in zip(chosen, corners, results.to(restored), strict=True):
+            top, left = (start * scale for start in corner)
             weights = _weights(rows, columns, place).to(restored)
             restored[:, top : top + side, left : left + side] += result * weights
     return restored[:, : height * scale, : width * scale].reshape(
@@ -113,11 +119,6 @@ def _mirrored(image: Tensor, patch: int) -> Tensor:
         index = torch.where(index < length, index, period - index)
         image = image.index_select(dimension, index)
     return image
-
-
-def _tile(image: Tensor, rows: Axis, columns: Axis, place: tuple[int, int], patch: int) -> Tensor:
-    top, left = rows.starts[place[0]], columns.starts[place[1]]
-    return image[:, top : top + patch, left : left + patch]
 
 
 def _weights(rows: Axis, columns: Axis, place: tuple[int, int]) -> Tensor:

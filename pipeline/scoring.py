@@ -17,6 +17,10 @@ from pipeline.tasks import Bicubic, Corruption
 SCORES = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
 
 
+class RestorationError(ValueError):
+    """A model whose output can't be scored."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """One restored image: the scores before and after, and the pictures, (H, W, 3) uint8."""
@@ -39,15 +43,20 @@ def score_restoration(
     and it is scored as drawn. For super-resolution the corrupted image is scored, and shown,
     upscaled bicubically in 8 bits. The restored image is rounded to 8 bits.
     """
-    scale = corruption.scale if isinstance(corruption, Bicubic) else 1
-    crop_border = scale if scale > 1 else 0
-    shown = corrupted
+    shown, crop_border = corrupted, 0
     if isinstance(corruption, Bicubic):
-        shown = imresize(corrupted, scale, border=corruption.border)
+        shown = imresize(corrupted, corruption.scale, border=corruption.border)
+        crop_border = corruption.scale
     target = as_tensor(clean)
-    restored = quantise(restore(as_tensor(corrupted)))
-    if restored.shape != target.shape:
-        raise ValueError(f"restored to {tuple(restored.shape)}, clean is {tuple(target.shape)}")
+    output = restore(as_tensor(corrupted))
+    if output.shape != target.shape:
+        raise RestorationError(f"restored to {tuple(output.shape)}, not {tuple(target.shape)}")
+    if not output.isfinite().all():  # its PSNR would read as that of equal images
+        raise RestorationError(
+            "the model restores to values that are not numbers: its training diverged; see its "
+            "metrics.jsonl, lower its learning rate and train it again"
+        )
+    restored = quantise(output)
     return Scored(
         corrupted=score(as_tensor(shown), target, crop_border=crop_border),
         restored=score(restored, target, crop_border=crop_border),

@@ -3,9 +3,8 @@
 # N batch, C channels, H W height and width
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +31,7 @@ IMAGES = "images"
 CROPS = 4  # fixed validation crops of each task that are shown
 
 Restore = Callable[[nn.Module, Tensor, str], Tensor]  # model, corrupted images, task name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crops:
-    """Fixed validation crops of one task, (N, C, H, W) in [0, 1]."""
-
-    corrupted: Tensor
-    clean: Tensor
+Crops = Mapping[str, tuple[Tensor, Tensor]]  # task: corrupted and clean, (N, C, H, W) in [0, 1]
 
 
 def train_and_export(
@@ -65,7 +57,8 @@ def train_and_export(
             task = task_named(name, clip_noise=clips)
             streams[name] = open_stream(artifact.folder, task, split="train")
             shown = open_stream(artifact.folder, task, split="validation")
-            crops[name] = _crops(shown, seed)
+            corrupted, clean = validation_crops(shown, CROPS, seed)
+            crops[name] = (as_images(corrupted), as_images(clean))
         trained = fit(
             objective,
             config=config,
@@ -79,7 +72,7 @@ def train_and_export(
             images=lambda model: _pictures(model, crops, restore),
             progress=job.progress,
         )
-        if trained.rank == 0:
+        if trained.place.rank == 0:
             # Not the trained module: under ZeRO 3 that holds a part of each weight.
             final = type(model)(model.config)
             trained.checkpoint.load_weights(final)
@@ -102,39 +95,32 @@ def _sentences() -> Iterator[None]:
 
 def _batches(
     streams: Mapping[str, Stream], place: Place, *, config: TrainingConfig, seed: int, workers: int
-) -> Iterator[Batch]:
-    return iter(
-        training_batches(
-            streams,
-            config=config.data,
-            tasks_per_step=config.tasks_per_step if isinstance(config, PretrainConfig) else "all",
-            batch=config.batch,
-            micro_batch=place.micro_batch,
-            seed=seed,
-            start_step=place.start_step,
-            steps=place.steps,
-            rank=place.rank,
-            world_size=place.world_size,
-            workers=workers,
-        )
+) -> Iterable[Batch]:
+    return training_batches(
+        streams,
+        config=config.data,
+        tasks_per_step=config.tasks_per_step if isinstance(config, PretrainConfig) else "all",
+        batch=config.batch,
+        micro_batch=place.micro_batch,
+        seed=seed,
+        start_step=place.start_step,
+        steps=place.steps,
+        rank=place.rank,
+        world_size=place.world_size,
+        workers=workers,
     )
 
 
-def _crops(stream: Stream, seed: int) -> Crops:
-    corrupted, clean = validation_crops(stream, CROPS, seed)
-    return Crops(corrupted=as_images(corrupted), clean=as_images(clean))
-
-
-def _pictures(model: nn.Module, crops: Mapping[str, Crops], restore: Restore) -> dict[str, Tensor]:
+def _pictures(model: nn.Module, crops: Crops, restore: Restore) -> dict[str, Tensor]:
     """What the model makes of the crops: named images (N, C, H, W), on the CPU."""
     device = next(model.parameters()).device
     pictures = {}
-    for task, pair in crops.items():
+    for task, (corrupted, clean) in crops.items():
         with torch.no_grad():
-            restored = restore(model, pair.corrupted.to(device), task)
-        pictures[f"{task}/corrupted"] = pair.corrupted
+            restored = restore(model, corrupted.to(device), task)
+        pictures[f"{task}/corrupted"] = corrupted
         pictures[f"{task}/restored"] = restored.float().cpu()
-        pictures[f"{task}/clean"] = pair.clean
+        pictures[f"{task}/clean"] = clean
     return pictures
 
 
@@ -144,10 +130,7 @@ def _write_pictures(folder: Path, pictures: Mapping[str, Tensor]) -> None:
     for name, images in pictures.items():
         pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()  # NHWC
         strip = np.concatenate(list(pixels), axis=1)
-        path = folder / f"{name.replace('/', '-')}.png"
-        temporary = path.with_name(f".{path.name}")
-        Image.fromarray(strip).save(temporary, "PNG")
-        temporary.rename(path)
+        Image.fromarray(strip).save(folder / f"{name.replace('/', '-')}.png")
 
 
 def _export(model: HubModel, job: Job, *, tasks: tuple[str, ...]) -> None:
@@ -163,7 +146,7 @@ def _export(model: HubModel, job: Job, *, tasks: tuple[str, ...]) -> None:
 
 
 def _summary(trained: Trained, *, parameters: int) -> dict[str, JSON]:
-    state = trained.state
+    state = trained.checkpoint.state
     return {
         "samples": state.samples,
         "samples_by_task": state.samples_by_task,
@@ -171,6 +154,6 @@ def _summary(trained: Trained, *, parameters: int) -> dict[str, JSON]:
         "seconds": round(state.seconds, 3),
         "final_loss": state.loss,
         "parameters": parameters,
-        "world_size": trained.world_size,
+        "world_size": trained.place.world_size,
         "skipped_steps": state.skipped,
     }

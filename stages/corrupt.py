@@ -4,10 +4,8 @@ import logging
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.artifacts import JSON
 from pipeline.config import CorruptConfig, Section
 from pipeline.graph import Job, Stage, StageError
-from pipeline.tasks import GaussianNoise, Task
+from pipeline.tasks import Task
 
 if TYPE_CHECKING:
     from pipeline.data.shard_making import ShardSettings, ShardUnit
@@ -85,24 +83,33 @@ def run(job: Job, task: Task) -> dict[str, JSON] | None:
     from pipeline.data.source import SourceError
 
     settings = _settings(job, task)
-    source = job.inputs["source"].manifest.summary
-    units = plan_shards(source["images"], source["validation"], settings)
+    source = job.inputs["source"].manifest
+    units = plan_shards(source.summary["images"], source.summary["validation"], settings)
     part, parts = job.part
     try:
         settings.folder.mkdir(exist_ok=True)
-        _delete_half_written(settings.folder, older_than=ABANDONED_SECONDS)
+        # Alone in the folder, this run needs no patience, and perhaps the space.
+        _delete_half_written(settings.folder, older_than=0 if parts == 1 else ABANDONED_SECONDS)
         missing = [
             unit for unit in units[part::parts] if read_record(settings.folder, unit.name) is None
         ]
         if missing:
             _make(job, settings, missing)
-        records = {unit: read_record(settings.folder, unit.name) for unit in units}
-        done = {unit: record for unit, record in records.items() if record is not None}
+        done = {
+            unit: record
+            for unit in units
+            if (record := read_record(settings.folder, unit.name)) is not None
+        }
         if len(done) < len(units):
             logger.info("part %d of %d done; others are not yet", part, parts)
             return None
         _delete_half_written(settings.folder, older_than=0)
-    except (SourceError, ShardError) as error:
+    except SourceError as error:
+        raise StageError(
+            f"{error}. Undo that, or list the photographs anew with --until {source.stage} "
+            "--force; then run the same command again"
+        ) from error
+    except ShardError as error:
         raise StageError(str(error)) from error
     except OSError as error:
         raise StageError(
@@ -166,52 +173,34 @@ def _make_in_worker(settings: "ShardSettings", unit: "ShardUnit") -> None:
     make_shard(settings, unit, after_image=after_image)
 
 
-@contextmanager
-def _workers(
-    count: int, images_done: "Synchronized[int]", stop: Event
-) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start from nothing, so that they share no lock and no torch with this one."""
-    from pipeline.data.worker_processes import single_threaded_children
-
-    context = multiprocessing.get_context("spawn")
-    with (
-        single_threaded_children(),
-        ProcessPoolExecutor(
-            count, mp_context=context, initializer=_start_worker, initargs=(images_done, stop)
-        ) as pool,
-    ):
-        yield pool
-
-
 def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> None:
     """Make the missing shards in worker processes; the first failure stops them all."""
-    from pipeline.data.worker_processes import FOR_THE_PARENT, blocked_in_children
+    from pipeline.data.worker_processes import (
+        FOR_THE_PARENT,
+        blocked_in_children,
+        single_threaded_children,
+    )
 
+    # Workers start from nothing, so that they share no lock and no torch with this process.
     context = multiprocessing.get_context("spawn")
     images_done, stop = context.Value("q", 0), context.Event()
     total = sum(unit.end - unit.first for unit in missing)
     crops = settings.crops_per_image
-    shards_done = 0
-
-    def report() -> None:
-        note = f"{shards_done} of {len(missing)} shards"
-        job.progress(images_done.value * crops, total * crops, note)
-
     count = min(max(1, job.runtime.workers), len(missing))
-    with _workers(count, images_done, stop) as pool:
+    with ProcessPoolExecutor(
+        count, mp_context=context, initializer=_start_worker, initargs=(images_done, stop)
+    ) as pool:
         try:
-            with blocked_in_children(FOR_THE_PARENT):
-                waiting: set[Future[None]] = {
-                    pool.submit(_make_in_worker, settings, unit) for unit in missing
-                }
+            with single_threaded_children(), blocked_in_children(FOR_THE_PARENT):
+                waiting = {pool.submit(_make_in_worker, settings, unit) for unit in missing}
             while waiting:
                 finished, waiting = wait(
                     waiting, timeout=REPORT_SECONDS, return_when=FIRST_COMPLETED
                 )
                 for future in finished:
                     future.result()
-                shards_done += len(finished)
-                report()
+                note = f"{len(missing) - len(waiting)} of {len(missing)} shards"
+                job.progress(images_done.value * crops, total * crops, note)
         except BrokenProcessPool as error:
             raise StageError(
                 f"{settings.folder}: a worker process was killed, most likely for want of memory; "
@@ -223,16 +212,16 @@ def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> No
 
 
 def _summary(job: Job, task: Task, done: dict["ShardUnit", "ShardRecord"]) -> dict[str, JSON]:
+    config = job.config
+    assert isinstance(config, CorruptStageConfig)
     samples = Counter({"train": 0, "validation": 0})
     kinds: Counter[str] = Counter()
     skipped: list[dict[str, str]] = []
     for unit, record in done.items():
         samples[unit.split] += record.samples
         kinds.update(each["kind"] for each in record.skipped)
-        room = SKIPPED_LISTED - len(skipped)
-        skipped += [
-            {"path": each["path"], "reason": each["reason"]} for each in record.skipped[:room]
-        ]
+        skipped += [{"path": each["path"], "reason": each["reason"]} for each in record.skipped]
+    del skipped[SKIPPED_LISTED:]
     for each in skipped:
         logger.warning("%s: skipped: %s", each["path"], each["reason"])
     for split, count in samples.items():
@@ -243,15 +232,14 @@ def _summary(job: Job, task: Task, done: dict["ShardUnit", "ShardRecord"]) -> di
                 f"({kinds.total()} photographs in all splits{first}); use larger or other "
                 "photographs, or a smaller corrupt.patch_size"
             )
-    noise = task.corruption if isinstance(task.corruption, GaussianNoise) else None
     return {
         "task": task.name,
-        "format": next(iter(done.values())).format,
+        "format": config.format,
         "train_samples": samples["train"],
         "validation_samples": samples["validation"],
         "skipped_images": kinds.total(),
         "skipped": skipped,
         "skipped_by_reason": dict(sorted(kinds.items())),
         "bytes": sum(record.bytes for record in done.values()),
-        "clip": noise.clip if noise else None,
+        "clip": config.task.get("clip"),
     }

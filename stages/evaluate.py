@@ -3,11 +3,13 @@
 import logging
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from pipeline.artifacts import JSON, Manifest, canonical_digest, write_json
 from pipeline.config import EvaluateConfig, Section, TestSetConfig
+from pipeline.config_file import ConfigError
 from pipeline.graph import Job, Stage, StageError
 from pipeline.tasks import Bicubic, GaussianNoise, Task
 
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.testsets import TestSet
+    from pipeline.scoring import Scored
 
 logger = logging.getLogger(__name__)
 
 ModelKind = Literal["pretrain", "finetune", "dncnn"]
-MODEL_NAMES: dict[str, str] = {"pretrain": "IPT", "finetune": "IPT", "dncnn": "DnCNN"}
 PICTURES_PER_TEST_SET = 3
 
 
@@ -54,6 +56,11 @@ def evaluate_stage(
         for name, test_set in named.items()
         if test_set.tasks is None or task.name in test_set.tasks
     }
+    if not test_sets:  # said now, not after a long training
+        raise ConfigError(
+            f"evaluate.test_sets: none is for {task.name}; add {task.name} to the tasks of one, or "
+            "leave tasks out"
+        )
     inputs = {"model": model}
     for test_set in test_sets.values():
         if test_set.source is not None:
@@ -84,15 +91,13 @@ def run(job: Job) -> dict[str, JSON]:
     from pipeline.data.source import SourceError
     from pipeline.data.testsets import TestSetError
     from pipeline.models.hub import ModelFileError
+    from pipeline.scoring import RestorationError
 
     config = job.config
     assert isinstance(config, EvaluationConfig)
-    if not config.test_sets:
-        raise StageError(
-            f"evaluate.test_sets: none is for {config.task.name}; add {config.task.name} to the "
-            "tasks of one, or leave tasks out"
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Taken first: what changes while the scoring runs must look changed afterwards.
+    folders = _folder_listings(config)
     try:
         test_sets = _open_test_sets(job, config)
         restore = _restorer(config, job.inputs["model"].folder / "model", device)
@@ -108,17 +113,16 @@ def run(job: Job) -> dict[str, JSON]:
                 before += len(test_set)
     except TestSetError as error:
         raise StageError(f"evaluate.test_sets: {error}") from error
-    except (SourceError, ModelFileError) as error:
+    except (SourceError, ModelFileError, RestorationError) as error:
         raise StageError(str(error)) from error
     record = {
         "model": config.model,
-        "model_name": MODEL_NAMES[config.model],
+        "model_name": "DnCNN" if config.model == "dncnn" else "IPT",
         "task": config.task.name,
         "protocol": protocol(config),
         "test_sets": scores,
     }
     write_json(job.folder / "scores.json", record)
-    folders = _folder_listings(config)
     return {
         "task": config.task.name,
         "model": config.model,
@@ -181,8 +185,6 @@ def _restorer(
     config: EvaluationConfig, folder: Path, device: "torch.device"
 ) -> Callable[["Tensor"], "Tensor"]:
     """What takes a corrupted photograph (1, 3, H, W) in [0, 1] to the restored one."""
-    from functools import partial
-
     from pipeline.restore import restore, self_ensemble
 
     if config.model == "dncnn":
@@ -217,13 +219,11 @@ def _score_test_set(
 ) -> dict[str, JSON]:
     from pipeline.scoring import mean_scores, score_restoration
 
-    config = job.config
-    assert isinstance(config, EvaluationConfig)
     images: list[dict[str, JSON]] = []
     job.progress(before, total, name)
     for pair in test_set:
         scored = score_restoration(
-            pair.corrupted, pair.clean, corruption=config.task.corruption, restore=restore
+            pair.corrupted, pair.clean, corruption=test_set.task.corruption, restore=restore
         )
         height, width = pair.clean.shape[:2]
         record: dict[str, JSON] = {"name": pair.name, "height": height, "width": width}
@@ -233,7 +233,7 @@ def _score_test_set(
             record["pictures"] = _write_pictures(job.folder, stem, scored.pictures)
         images.append(record)
         job.progress(before + len(images) + len(test_set.skipped), total, f"{name}/{pair.name}")
-        logger.info("%s/%s: %s", name, pair.name, _line(record))
+        logger.info("%s/%s: %s", name, pair.name, _line(scored))
     if not images:
         skipped = "; ".join(f"{each['path']}: {each['reason']}" for each in test_set.skipped)
         raise StageError(f"evaluate.test_sets.{name}: no image could be used ({skipped})")
@@ -250,10 +250,9 @@ def _write_pictures(
     """Write each version of an image as PNG; returns their paths inside the artifact."""
     from PIL import Image
 
-    paths = {}
-    for version, picture in pictures.items():
-        paths[version] = f"images/{stem}-{version}.png"
-        Image.fromarray(picture).save(folder / paths[version])
+    paths = {version: f"images/{stem}-{version}.png" for version in pictures}
+    for version, path in paths.items():
+        Image.fromarray(pictures[version]).save(folder / path)
     return paths
 
 
@@ -263,8 +262,8 @@ def _file_name(name: str) -> str:
     return plain if plain == name else f"{plain}-{canonical_digest(name)[:6]}"
 
 
-def _line(record: Mapping[str, JSON]) -> str:
-    values = (record[version]["psnr_rgb"] for version in ("corrupted", "restored"))
+def _line(scored: "Scored") -> str:
+    values = (each["psnr_rgb"] for each in (scored.corrupted, scored.restored))
     texts = ("equal" if value is None else f"{value:.2f} dB" for value in values)
     return f"PSNR RGB {' -> '.join(texts)}"
 
@@ -280,8 +279,8 @@ def _folder_listings(config: EvaluationConfig) -> dict[str, str]:
 
 def _listing(test_set: TestSetConfig) -> list[tuple[str, int, int]]:
     files = []
-    for folder in (test_set.path, test_set.corrupted):
-        for path in sorted(Path(folder).rglob("*")) if folder is not None else ():
+    for folder in filter(None, (test_set.path, test_set.corrupted)):
+        for path in sorted(Path(folder).expanduser().rglob("*")):
             if path.is_file():
                 status = path.stat()
                 files.append((path.as_posix(), status.st_size, status.st_mtime_ns))
@@ -290,9 +289,10 @@ def _listing(test_set: TestSetConfig) -> list[tuple[str, int, int]]:
 
 def _stale(config: Section, manifest: Manifest) -> str | None:
     assert isinstance(config, EvaluationConfig)
-    for name, test_set in config.test_sets.items():
-        if test_set.path is None or not Path(test_set.path).is_dir():
-            continue  # photographs may be taken away once they are scored
-        if canonical_digest(_listing(test_set)) != manifest.summary["folders"].get(name):
+    now = _folder_listings(config)
+    for name, listed in manifest.summary["folders"].items():
+        folder = config.test_sets[name].path
+        # Photographs may be taken away once they are scored.
+        if now[name] != listed and folder is not None and Path(folder).expanduser().is_dir():
             return f"the files of test set {name} changed"
     return None

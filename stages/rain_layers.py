@@ -3,9 +3,10 @@
 `layers.npy` is (n, size, size) uint8, `parameters.json` says what each layer was made from.
 """
 
+import os
 from pathlib import Path
 
-from pipeline.artifacts import JSON, Manifest, file_digest, write_json
+from pipeline.artifacts import JSON, Manifest, canonical_digest, file_digest, write_json
 from pipeline.config import RainLayersConfig, Section
 from pipeline.graph import Job, Stage, StageError
 
@@ -40,40 +41,54 @@ def run(job: Job) -> dict[str, JSON]:
     path = job.folder / LAYERS_FILE
     bank: rain_bank.RenderedBank | rain_bank.FolderBank
     origin: dict[str, JSON]
-    try:
-        if config.folder is None:
-            origin = {"origin": f"rendered, {config.preset}"}
-            bank = rain_bank.RenderedBank(
-                count=config.layers, size=config.size, preset=config.preset, seed=seed
-            )
-        else:
-            folder = Path(config.folder)
+    if config.folder is None:
+        bank = rain_bank.RenderedBank(
+            count=config.layers, size=config.size, preset=config.preset, seed=seed
+        )
+        if not path.exists():
+            rain_bank.write_layers(path, bank, resume=True, progress=job.progress)
+        origin = {"origin": f"rendered, {config.preset}"}
+    else:
+        folder = Path(config.folder)
+        # First of all: whatever changes from here on makes the bank stale.
+        listing = _listing(folder)
+        try:
             bank = rain_bank.open_folder(
                 folder, layers=config.layers, largest_size=config.size, seed=seed
             )
-            origin = {"origin": str(folder.resolve()), "listing": rain_bank.folder_digest(folder)}
-        # What an interrupted run left is certainly the same only where it was rendered.
-        is_rendered = config.folder is None
-        if not (is_rendered and path.exists()):
-            rain_bank.write_layers(path, bank, resume=is_rendered, progress=job.progress)
-    except rain_bank.RainBankError as error:
-        raise StageError(str(error)) from error
+            # What an interrupted run left may be of other images.
+            rain_bank.write_layers(path, bank, resume=False, progress=job.progress)
+        except rain_bank.RainBankError as error:
+            raise StageError(str(error)) from error
+        # Stages that read the bank follow its content, not where the images were.
+        identity = file_digest(path)
+        origin = {"origin": str(folder.resolve()), "listing": listing, "identity": identity}
     parameters = [bank.describe(number) for number in range(bank.count)]
     write_json(job.folder / PARAMETERS_FILE, {"layers": parameters})
-    if not is_rendered:
-        # Stages that read the bank follow its content, not where the images were.
-        origin["identity"] = file_digest(path)
     statistics = rain_bank.bank_statistics(path)
     return {"layers": bank.count, "size": bank.size, **origin, **statistics}
 
 
 def why_stale(config: Section, manifest: Manifest) -> str | None:
     """Why the bank no longer stands for the folder of streak images; None where it does."""
-    from pipeline.data.rain_bank import folder_digest
-
     assert isinstance(config, RainBankConfig)
     assert config.rain_layers.folder is not None
     folder = Path(config.rain_layers.folder)
-    if folder.is_dir() and folder_digest(folder) != manifest.summary["listing"]:
+    if folder.is_dir() and _listing(folder) != manifest.summary["listing"]:
         return f"{folder} changed since its streak images were read"
     return None
+
+
+def _listing(folder: Path) -> str:
+    """A digest of the names, sizes and times of the files below `folder`, hidden ones left out.
+
+    It opens nothing and knows nothing of images: a plan, which asks for it, must stay quick.
+    """
+    files = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            status = path.stat()
+            text = os.fsencode(name).decode("utf-8", "backslashreplace")
+            files.append([text, status.st_size, status.st_mtime_ns])
+    return canonical_digest(files)

@@ -56,8 +56,8 @@ def run(job: Job) -> dict[str, JSON]:
     config = job.config
     assert isinstance(config, SourceStageConfig)
     root = resolve_location(config.path)
-    _check_folder(root)
     try:
+        _check_folder(root)
         # Taken first: what changes while the listing runs must look changed afterwards.
         modified = _modification_times(root)
         listing = write_index(
@@ -75,8 +75,9 @@ def run(job: Job) -> dict[str, JSON]:
     except SourceError as error:
         raise StageError(str(error)) from error
     except OSError as error:
+        place = os.fsdecode(error.filename or job.folder)  # a full disk names no file
         raise StageError(
-            f"{error.filename or root}: {error.strerror or error}; the listing stopped. "
+            f"{place}: {error.strerror or error}; the listing stopped. "
             "Run the same command again once this is mended"
         ) from error
     unreadable = listing.unreadable + undecodable
@@ -120,9 +121,10 @@ def _stale(config: Section, manifest: Manifest) -> str | None:
     listed = manifest.summary["root"]
     if str(root) != listed:
         return f"listed from {listed}, now in {root}"
-    if not root.is_dir():
-        return None  # photographs may be deleted once the shards are made
-    times = _modification_times(root)
+    try:
+        times = _modification_times(root)
+    except OSError:
+        return None  # gone or out of reach: nobody needs them once the shards are made
     if times != manifest.summary["modified"]:
         changed = sorted(
             set(times.items()).symmetric_difference(manifest.summary["modified"].items())

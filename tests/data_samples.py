@@ -1,6 +1,8 @@
 """Photographs and artifacts for the tests of the data part: small, and made by the real stages."""
 
+import os
 import resource
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +157,26 @@ def write_shard(
             description = {"source": f"n01/{key} grüße.JPEG", "box": [0, 0, 24, 24], "seed": 0}
             writer.add(key, {"clean": clean, "corrupted": corrupted}, description)
         return writer.finish([{"path": "a.jpg", "kind": "empty file", "reason": "empty file"}])
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to read and write everything; other users stay who they are."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@contextmanager
+def public_folder() -> Iterator[Path]:
+    """A folder that everybody may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
 
 
 @contextmanager

@@ -1,8 +1,13 @@
 """One process of a training on toys, started by a launcher: WORKER REQUEST.json."""
 
+import atexit
+import ctypes
 import json
+import signal
 import sys
 from pathlib import Path
+
+END_WITH_PARENT = 1  # PR_SET_PDEATHSIG: a launcher that a test kills must not leave its processes
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
@@ -10,7 +15,12 @@ if __name__ == "__main__":
 
     from tests.training_toys import toy_config, toy_fit
 
-    torch.set_num_threads(1)
+    def tell_whether_joined() -> None:
+        joined = torch.distributed.is_initialized()
+        sys.stdout.write("ends in its process group\n" if joined else "ends on its own\n")
+
+    ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
+    atexit.register(tell_whether_joined)  # runs after those that are registered later
     request = json.loads(Path(sys.argv[1]).read_text())
     for name, training in request.items():
         toy_fit(

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 from data_samples import (
     SMALL,
+    as_nobody,
     corrupted,
     corrupting_stage,
     execute,
     listed,
     photograph,
+    public_folder,
     shard_bytes,
     write_photographs,
 )
@@ -20,9 +23,11 @@ from PIL import Image
 from pipeline.artifacts import Artifact
 from pipeline.config import Runtime
 from pipeline.corruptions.bicubic import imresize, modcrop
+from pipeline.data.shard_making import ShardSettings, make_shard, plan_shards
 from pipeline.data.shard_reader import open_shards
 from pipeline.data.source import SourceIndex
 from pipeline.graph import Job, StageError
+from pipeline.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -166,24 +171,98 @@ def test_only_missing_shards_are_made_again(
     assert not list(shards.glob(".*"))
 
 
-def test_unusable_photographs_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+def test_odd_photographs_are_converted_and_unusable_ones_counted_and_listed(
+    tmp_path: Path,
+) -> None:
     photographs = write_photographs(tmp_path / "in", 6)
+    image = Image.fromarray(photograph(0))
+    image.convert("L").save(photographs / "grey.png")
+    image.convert("RGBA").save(photographs / "alpha.png")
+    image.convert("CMYK").save(photographs / "cmyk.jpg")
+    Image.fromarray(photograph(0)[:, :, 0].astype(np.uint16) * 257).save(photographs / "16bit.png")
+    image.save(photographs / "misnamed.jpg", "PNG")
+    image.crop((0, 0, 44, 23)).save(photographs / "small.png")
+    image.save(photographs / "cut.jpg")
+    (photographs / "cut.jpg").write_bytes((photographs / "cut.jpg").read_bytes()[:-300])
+    image.save(photographs / "cut.png")
+    (photographs / "cut.png").write_bytes((photographs / "cut.png").read_bytes()[:-300])
     (photographs / "text.jpg").write_text("no photograph")
     (photographs / "empty.jpg").write_bytes(b"")
-    Image.fromarray(photograph(0, height=23)).save(photographs / "small.png")
-    Image.fromarray(photograph(0)[:, :, 0]).save(photographs / "grey.png")
 
-    summary = corrupted("sr3", photographs, tmp_path).manifest.summary
+    artifact = corrupted("sr3", photographs, tmp_path)
 
-    assert summary["skipped_images"] == 3
+    summary = artifact.manifest.summary
+    assert summary["skipped_images"] == 5
     assert summary["skipped_by_reason"] == {
         "empty file": 1,
         "not an image in a known format": 1,
         "smaller than a crop of 24 pixels": 1,
+        "truncated or damaged": 2,
     }
     reasons = {each["path"]: each["reason"] for each in summary["skipped"]}
+    assert sorted(reasons) == ["cut.jpg", "cut.png", "empty.jpg", "small.png", "text.jpg"]
     assert reasons["small.png"] == "smaller than a crop of 24 pixels (44×23)"
-    assert summary["train_samples"] + summary["validation_samples"] == 7 * SMALL.crops_per_image
+    converted = {"grey.png", "alpha.png", "cmyk.jpg", "16bit.png", "misnamed.jpg"}
+    samples = samples_of(artifact, "train") + samples_of(artifact, "validation")
+    assert len(samples) == 11 * SMALL.crops_per_image
+    assert converted < {description["source"] for _, description, *_ in samples}
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    with public_folder() as folder:
+        yield folder
+
+
+def test_a_photograph_that_nobody_may_read_is_skipped_and_listed(public: Path) -> None:
+    photographs = write_photographs(public / "in", 6)
+    stage = corrupting_stage("sr3", photographs)
+    source = listed(photographs, public / "source")
+    index = SourceIndex(source.folder, photographs)
+    secret = int(np.flatnonzero(~index.validation)[0])
+    index.path(secret).chmod(0)
+    shards = public / "sr3" / "shards"
+    shards.mkdir(parents=True)
+    shards.chmod(0o777)
+    settings = ShardSettings(
+        folder=shards,
+        index_folder=source.folder,
+        root=photographs,
+        rain_layers=None,
+        task=TASKS["sr3"],
+        seed=0,
+        crops_per_image=SMALL.crops_per_image,
+        patch_size=SMALL.patch_size,
+        samples_per_shard=SMALL.samples_per_shard,
+        image_format="npy",
+    )
+    # Here, because not every worker process of another user may read this checkout.
+    with as_nobody():
+        for unit in plan_shards(6, 2, settings):
+            make_shard(settings, unit, after_image=lambda: None)
+
+    artifact = execute(stage, public / "sr3", {"source": source})
+
+    assert artifact is not None
+    summary = artifact.manifest.summary
+    assert summary["skipped"] == [{"path": index.name(secret), "reason": "permission denied"}]
+    assert summary["skipped_by_reason"] == {"permission denied": 1}
+    assert summary["train_samples"] == 3 * SMALL.crops_per_image
+
+
+def test_a_read_only_folder_is_one_sentence(public: Path) -> None:
+    photographs = write_photographs(public / "in", 6)
+    source = listed(photographs, public / "source")
+    folder = public / "sr3"
+    folder.mkdir(mode=0o555)
+
+    with (
+        as_nobody(),
+        pytest.raises(StageError, match=rf"^{folder}.*: Permission denied\. .*run the"),
+    ):
+        execute(corrupting_stage("sr3", photographs), folder, {"source": source})
+
+    assert list(folder.iterdir()) == []
 
 
 def test_all_skipped_is_an_error(tmp_path: Path) -> None:

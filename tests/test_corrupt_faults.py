@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,9 +19,10 @@ from data_samples import (
     write_photographs,
 )
 
+from launch.local import run_graph
 from pipeline.artifacts import Artifact
-from pipeline.config import CorruptConfig
-from pipeline.graph import StageError
+from pipeline.config import CorruptConfig, RunConfig, Runtime, SourceConfig
+from pipeline.graph import Graph, StageError
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -98,17 +100,42 @@ def test_a_source_that_changed_is_an_error_that_names_the_file(tmp_path: Path, c
         changed.write_bytes(changed.read_bytes() + b"more")
 
     with pytest.raises(
-        StageError, match=r"photograph 1.png: .*the source changed. .*--from source"
+        StageError, match=r"photograph 1.png: .*the source changed. .*--until source@photos --force"
     ):
         execute(corrupting_stage("sr3", photographs), tmp_path / "out", {"source": source})
 
     assert not list((tmp_path / "out" / "shards").glob(".*"))
 
 
+def test_what_the_error_of_a_changed_source_says_to_do_helps(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 4)
+    stage = corrupting_stage("sr3", photographs)
+    graph = Graph(stages=(stage.inputs["source"], stage))
+    config = RunConfig(
+        name="run",
+        sources={"photos": SourceConfig(path=str(photographs))},
+        runtime=Runtime(runs=tmp_path, workers=1),
+    )
+    run_graph(graph, config, config_arguments=[], until="source@photos")
+    changed = photographs / "class1" / "photograph 1.png"
+    changed.write_bytes(changed.read_bytes() + b"more")  # no folder's time tells
+
+    with pytest.raises(StageError) as raised:
+        run_graph(graph, config, config_arguments=[])
+    said = re.search(r"--until (\S+) --force", str(raised.value))
+    assert said is not None
+    run_graph(graph, config, config_arguments=[], until=said[1], force=True)
+    artifacts = run_graph(graph, config, config_arguments=[])
+
+    assert artifacts[stage.name].manifest.summary["skipped_images"] == 0
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     photographs: Path, source: Artifact, tmp_path: Path
 ) -> None:
     stage = corrupting_stage("sr3", photographs)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / ".train-00000.tar.host.1.tmp").write_bytes(b"of a killed run")
 
     with (
         largest_file(8192),

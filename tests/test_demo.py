@@ -1,6 +1,7 @@
 """The whole graph, at a size that takes seconds: what make demo does, and what can befall it."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -186,6 +187,31 @@ def test_interrupted_run_goes_on_to_the_same_weights(finished, tmp_path, sent, m
         resumed, untouched = run.weights(stage), finished.weights(stage)
         assert resumed.keys() == untouched.keys()
         assert all((resumed[name] == untouched[name]).all() for name in untouched)
+
+
+@pytest.mark.slow
+def test_run_killed_again_and_again_ends_as_if_untouched(finished, tmp_path):
+    """Eight SIGKILLs, wherever they hit: in a stage, in a save, between two stages."""
+    run = Run(tmp_path)
+    moments = random.Random(0)
+    for _ in range(8):
+        process = run.start("run")
+        time.sleep(moments.uniform(1.0, 7.0))
+        process.kill()
+        process.communicate(timeout=60)
+
+    run("run")
+
+    for stage in ("pretrain", "finetune-denoise30", "finetune-sr2", "dncnn-denoise30"):
+        resumed, untouched = run.weights(stage), finished.weights(stage)
+        assert all((resumed[name] == untouched[name]).all() for name in untouched)
+    for pattern in ("evaluate-*/*/scores.json", "corrupt-*/*/shards/*.tar"):
+        files = sorted(finished.folder.glob(pattern))
+        assert files
+        for path in files:
+            twin = run.folder / path.relative_to(finished.folder)
+            assert twin.read_bytes() == path.read_bytes(), path
+    assert "every file is as it was sealed" in run("verify")
 
 
 def test_two_runs_at_once_do_the_work_once(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ TRAININGS: dict[str, dict[str, dict]] = {
     "all": {"config": {"tasks_per_step": "all"}},
     "clipped": {"config": {"clip_norm": 20.0}, "runtime": {"micro_batch": 3}},
     "poisoned": {"poisoned_steps": [0, 3, 4]},
+    "poisoned in all": {"poisoned_steps": [0, 3, 4], "config": {"tasks_per_step": "all"}},
 }
 
 
@@ -100,6 +102,8 @@ def test_ddp_in_two_processes_takes_the_steps_of_one_without_importing_deepspeed
     output = _run(_launch_ddp(), tmp_path / "ddp", TRAININGS)
 
     assert output.count("imported: torch\n") == 2 * len(TRAININGS)
+    # Else gloo's threads abort one process in fifty, after all is done.
+    assert output.count("ends on its own") == 2
     _compare(tmp_path / "ddp", list(TRAININGS), tmp_path)
 
 
@@ -112,7 +116,7 @@ def test_zero1_in_two_processes_takes_the_steps_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_other_zero_stages_take_the_steps_of_one_process(tmp_path: Path, stage: int) -> None:
-    names = ["all"] if stage == 3 else list(TRAININGS)
+    names = ["all", "poisoned in all"] if stage == 3 else list(TRAININGS)
 
     _run(_launch_zero(stage), tmp_path / "zero", {name: TRAININGS[name] for name in names})
 
@@ -175,24 +179,27 @@ def test_a_checkpoint_goes_from_engine_to_engine_and_over_world_sizes(tmp_path: 
 def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path, name: str) -> None:
     long = {"toy": {"config": {"samples": 12 * 100_000}, "runtime": {"log_every_steps": 10}}}
     launcher = LAUNCHERS[name]
-    process = subprocess.Popen(
-        _command(launcher, tmp_path, long), env=_environment(launcher), start_new_session=True
-    )
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            _command(launcher, tmp_path, long), env=_environment(launcher), stderr=file
+        )
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "toy" / "checkpoints" / "step-00000008").exists():
+        while not (tmp_path / "toy" / "checkpoints").is_dir():
+            assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         os.kill(_rank_of(process.pid, 1), signal.SIGUSR2)
-        process.wait(timeout=60)
+        process.wait(timeout=120)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
 
-    newest = max((tmp_path / "toy" / "checkpoints").iterdir())
-    state = json.loads((newest / "manifest.json").read_text())["summary"]
-    assert state["step"] < 100_000
     assert process.returncode != 0  # toy workers end with the exception
+    stops = re.findall(r"stopped after step (\d+) of 100000 with a checkpoint", output.read_text())
+    assert len(stops) >= 2  # each rank's, and what the launcher repeats
+    assert len(set(stops)) == 1
+    assert (tmp_path / "toy" / "checkpoints" / f"step-{int(stops[0]):08d}").is_dir()
 
 
 def _rank_of(launcher: int, rank: int) -> int:

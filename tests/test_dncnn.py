@@ -120,6 +120,8 @@ def test_wrong_images_and_folders_are_refused(tmp_path: Path) -> None:
     model = DnCNN(CONFIG)
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
         model(torch.rand(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"uint8.*floats in \[0, 1\]"):
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"architecture": "DnCNN", "depth": 2}')
     with pytest.raises(ModelFileError, match="depth"):

@@ -95,6 +95,13 @@ def test_samples_that_are_no_whole_batches_take_one_more_step() -> None:
         (TrainingConfig(batch=10), None, 3, "batch: 10 does not divide over 3 processes"),
         (toy_config(tasks_per_step="all"), 2, 1, "micro_batch: 2 is less than the 3 samples"),
         (toy_config(contrastive={"images": 8}, batch=20), None, 1, "20 samples, .* groups of 8"),
+        (TrainingConfig(batch=24, data={"lanes": 5}), None, 1, "5 lanes do not divide the 24 "),
+        (
+            toy_config(tasks_per_step="all", data={"lanes": 12}),
+            None,
+            1,
+            "lanes do not divide the 4 ",
+        ),
         (DnCNNTrainingConfig(), None, 2, "64 samples, .* groups of 128 .*statistics_batch"),
     ],
 )
@@ -122,6 +129,16 @@ def test_micro_batch_is_the_largest_that_fits(config, most, world_size, micro_ba
 
     assert place.micro_batch == micro_batch
     assert place.micro_batch * place.accumulation * world_size == config.batch
+
+
+def test_a_training_takes_the_threads_of_the_runtime_on_which_its_bits_depend(
+    tmp_path: Path,
+) -> None:
+    torch.set_num_threads(2)
+
+    toy_fit(tmp_path, threads_per_process=1)
+
+    assert torch.get_num_threads() == 1
 
 
 def test_an_unknown_or_missing_tracker_is_a_usage_error(tmp_path: Path) -> None:

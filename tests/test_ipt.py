@@ -215,6 +215,28 @@ def test_folder_round_trip_is_exact(model: IPT, tmp_path: Path) -> None:
         assert part in card
 
 
+def test_code_in_the_card_works(model: IPT, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("this folder", str(tmp_path))
+    names = {"photograph": torch.rand(3, 20, 17)}
+
+    exec(code, names)
+
+    assert names["restored"].shape == (3, 60, 51)
+
+
+def test_hub_repository_loads_offline_once_it_is_cached(model: IPT, tmp_path: Path) -> None:
+    repository = tmp_path / "models--someone--ipt"
+    model.save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+
+    loaded = IPT.from_pretrained("someone/ipt", cache_dir=tmp_path, local_files_only=True)
+
+    assert loaded(_images(1), "sr2").equal(model(_images(1), "sr2"))
+
+
 def test_faulty_folders_are_refused(model: IPT, tmp_path: Path) -> None:
     def fault(message: str) -> None:
         with pytest.raises(ModelFileError, match=message):
@@ -252,6 +274,9 @@ def test_faulty_folders_are_refused(model: IPT, tmp_path: Path) -> None:
         ('{"architecture": "DnCNN"}', "architecture is 'DnCNN', not 'IPT'"),
         ('{"architecture": "IPT", "scale": {}}', "scale: Unexpected"),
         ('{"architecture": "IPT", "size": {"features": 0}}', "size.features: "),
+        ('{"architecture": "IPT", "scales": {}}', "config.json: scales: .*at least one task"),
+        ('{"architecture": "IPT", "scales": {"sr7": 7}}', "config.json: scale 7"),
+        ('{"architecture": "IPT", "scales": {"training": 1}}', "config.json: .*can't name a task"),
     ):
         config.write_text(text)
         fault(message)
@@ -288,6 +313,7 @@ def test_wrong_images_are_refused(model: IPT) -> None:
         (IPTConfig(size=SIZE, scales={"body": 1}), "can't be named 'body'"),
         (IPTConfig(size=SIZE, scales={"a.b": 1}), "can't name a task"),
         (IPTConfig(size=SIZE, scales={"train": 1}), "can't name a task"),
+        (IPTConfig(size=SIZE, scales={"training": 1}), "can't name a task"),
         (IPTConfig(size=SIZE, scales={"sr7": 7}), "scale 7"),
         (IPTConfig(size=IPTSize(patch_size=50), scales={"sr2": 2}), "token_size: 3"),
         (IPTConfig(size=IPTSize(attention_heads=7), scales={"sr2": 2}), "attention_heads: 7"),

@@ -71,6 +71,16 @@ def test_stopped_by_a_signal_and_resumed_gives_the_same_bits(
     assert steps == sorted(set(steps))
 
 
+def test_a_signal_during_the_last_step_is_not_forgotten(tmp_path: Path) -> None:
+    # Else the stages after this one would run into what the signal announced.
+    with pytest.raises(StoppedWithCheckpoint, match="after step 12 of 12"):
+        _fit_stopping(tmp_path, after=11)
+
+    _fit_stopping(tmp_path, after=None)
+
+    assert (tmp_path / FINAL).is_dir()
+
+
 def _rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -109,8 +119,8 @@ def test_it_is_plain_adam_on_the_mean_of_the_batch(tmp_path: Path) -> None:
 
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert trained.state.step == 12
-    assert trained.state.samples == 144
+    assert trained.checkpoint.state.step == 12
+    assert trained.checkpoint.state.samples == 144
 
 
 def test_accumulation_gives_the_same_step_up_to_rounding(tmp_path: Path) -> None:
@@ -139,10 +149,10 @@ def test_a_step_with_nan_is_skipped_counted_and_leaves_nothing_behind(tmp_path: 
     _, trained = toy_fit(tmp_path, normalises=True, poisoned_steps=(0, 3, 4))
 
     weights = everything(tmp_path / FINAL)
-    assert trained.state.skipped == 3
-    assert trained.state.skipped_in_a_row == 0
-    assert trained.state.adam_steps["body"] == 9
-    assert trained.state.adam_steps["sr2"] == 2
+    assert trained.checkpoint.state.skipped == 3
+    assert trained.checkpoint.state.skipped_in_a_row == 0
+    assert trained.checkpoint.state.adam_steps["body"] == 9
+    assert trained.checkpoint.state.adam_steps["sr2"] == 2
     assert weights["weights/body.1.num_batches_tracked"] == 9
     assert all(bool(each.isfinite().all()) for each in weights.values())
     rows = _rows(tmp_path)
@@ -207,7 +217,7 @@ def test_a_finished_training_run_again_only_returns(tmp_path: Path) -> None:
         groups=model.parameter_groups(),
     )
 
-    assert again.state == first.state
+    assert again.checkpoint.state == first.checkpoint.state
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
@@ -202,6 +203,14 @@ def test_luma_of_the_corners_of_the_colour_cube():
     assert y.tolist() == pytest.approx(expected, abs=1e-10)
     rounded = luma(colours.view(5, 3, 1, 1), rounded=True).flatten() * 255
     assert rounded.tolist() == pytest.approx([16, 235, 81, 145, 41], abs=1e-10)
+
+
+def test_luma_equals_scikit_image():
+    image = np.random.default_rng(0).random((9, 7, 3))
+
+    y = luma(torch.from_numpy(image.transpose(2, 0, 1))[None])[0, 0] * 255
+
+    np.testing.assert_allclose(y.numpy(), rgb2ycbcr(image)[..., 0], rtol=0, atol=1e-10)
 
 
 def test_luma_of_anything_but_rgb_is_refused():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pipeline.config import TrainingConfig
@@ -80,6 +81,11 @@ def test_a_skipped_step_moves_nothing_and_is_not_counted() -> None:
 def _config(**values: object) -> TrainingConfig:
     chosen = {"samples": 1200, "batch": 10, "learning_rate": 5e-5, "final_learning_rate": 2e-5}
     return TrainingConfig.model_validate(chosen | values)
+
+
+def test_betas_that_adam_does_not_take_are_refused_by_the_config() -> None:
+    with pytest.raises(ValidationError, match=r"betas\.1"):
+        _config(betas=(0.9, 1.0))
 
 
 def test_step_schedule_falls_after_two_thirds_of_the_samples() -> None:

@@ -366,6 +366,33 @@ def test_importing_the_stage_imports_neither_torch_nor_numpy():
     assert found.stdout.strip() == "[]"
 
 
+def test_plan_with_a_folder_of_streaks_imports_no_numpy(tmp_path):
+    write_streaks(tmp_path / "streaks" / "a.png", 64, 64)
+    config = RainLayersConfig(layers=1, size=64, folder=str(tmp_path / "streaks"))
+    make_artifact(rain_layers_stage(config, seed=0), tmp_path / "runs")
+    code = f"""
+import sys
+from pathlib import Path
+from pipeline.config import RainLayersConfig
+from pipeline.graph import Graph
+from stages.rain_layers import rain_layers_stage
+config = RainLayersConfig(layers=1, size=64, folder={config.folder!r})
+graph = Graph(stages=(rain_layers_stage(config, seed=0),))
+resolved = graph.resolve(Path({str(tmp_path / "runs")!r}))
+print(resolved["rain-layers"].state, "numpy" in sys.modules)
+"""
+
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert found.stdout.strip() == "done False"
+
+
 def test_making_and_reading_a_bank_does_not_import_torch(tmp_path):
     code = f"""
 import sys

@@ -14,9 +14,11 @@ from pipeline.artifacts import Artifact, seal
 from pipeline.data.shards import shard_name, writing_shard
 from pipeline.graph import Job, Stage, StageError
 from pipeline.report.comparisons import PICTURE_BUDGET, Comparison, pictures_section
-from pipeline.report.figures import Node, Series, duration, graph_picture, line_chart
+from pipeline.report.facts import trained_on
+from pipeline.report.figures import Node, duration, graph_picture, line_chart
 from pipeline.report.pictures import contact_sheet, most_different
 from pipeline.report.verdict import VerdictRow, headline, sentence, smoke_test, verdict_rows
+from pipeline.tasks import TASKS
 from stages.report import report_stage
 
 NASTY = '<script>alert("x")</script> & "quoted".png'
@@ -70,7 +72,7 @@ def write_scores(folder: Path, *, model: str, task: str, psnr: float, image: str
             "mine": {
                 "images": [entry],
                 "mean": {"corrupted": scores(18.5), "restored": scores(psnr)},
-                "skipped": [],
+                "skipped": [{"path": "/x/thin.png", "reason": "9×40 pixels are too few"}],
             }
         },
     }
@@ -129,16 +131,26 @@ class Run:
 def small_run(tmp_path: Path) -> Run:
     run = Run(tmp_path)
     unreadable = [{"path": NASTY, "reason": "truncated"}]
-    source = {"root": "/x", "images": 4, "validation": 1, "bytes": 5000, "unreadable": unreadable}
+    source = {
+        "root": "/x",
+        "images": 4,
+        "validation": 1,
+        "bytes": 5000,
+        "unreadable": [{"path": "locked.png", "reason": "permission denied"}],
+        "unreadable_found": 1,
+        "other_files": 2,
+    }
     run.add("source@photos", "source", summary=source)
     shards = run.folder("corrupt-denoise30@photos") / "shards"
     shards.mkdir()
     rng = np.random.default_rng(0)
-    with writing_shard(shards, shard_name("validation", 0), image_format="npy") as writer:
-        for number in range(3):
-            clean = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            writer.add(f"{number:016x}-0", {"clean": clean}, {"task": "denoise30"})
-        writer.finish()
+    skipped = [each | {"kind": "truncated"} for each in unreadable]
+    for split in ("train", "validation"):
+        with writing_shard(shards, shard_name(split, 0), image_format="npy") as writer:
+            for number in range(3):
+                clean = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                writer.add(f"{number:016x}-0", {"clean": clean}, {"task": "denoise30"})
+            writer.finish(skipped if split == "train" else ())
     run.add(
         "corrupt-denoise30@photos",
         "corrupt",
@@ -156,19 +168,38 @@ def small_run(tmp_path: Path) -> Run:
             "clip": True,
         },
     )
-    for kind, loss in (("finetune", "l1/denoise30"), ("dncnn", "loss")):
+    training = {"samples": 64, "steps": 8, "parameters": 9, "world_size": 2, "seconds": 3.0}
+    for kind, loss in (("finetune", "l1/denoise30"), ("dncnn", "l2/denoise30")):
         name = f"{kind}-denoise30"
         rows = [
-            {"step": i, "samples": i * 8, "loss": 9 / i, loss: 9 / i, "learning_rate": 1e-4}
+            {
+                "step": i,
+                "samples": i * 8,
+                "loss": 9 / i,
+                loss: 9 / i,
+                "learning_rate": 1e-4,
+                "data_wait": 0.01,
+                "samples_per_second": 80.0,
+            }
             for i in range(1, 9)
         ]
         text = "".join(json.dumps(each) + "\n" for each in rows)
         (run.folder(name) / "metrics.jsonl").write_text(text)
-        run.add(name, kind, ("corrupt-denoise30@photos",), summary={"samples": 64, "steps": 8})
+        run.add(
+            name,
+            kind,
+            ("corrupt-denoise30@photos",),
+            summary=training | {"skipped_steps": 1 if kind == "dncnn" else 0},
+        )
         psnr = 27.25 if kind == "finetune" else 28.5
         folder = run.folder(f"evaluate-{name}")
         write_scores(folder, model=kind, task="denoise30", psnr=psnr, image=NASTY)
-        run.add(f"evaluate-{name}", "evaluate", (name, "source@photos"))
+        run.add(
+            f"evaluate-{name}",
+            "evaluate",
+            (name, "source@photos"),
+            config={"test_sets": {"mine": {"source": "photos", "path": None}}},
+        )
     return run
 
 
@@ -236,12 +267,55 @@ def test_every_row_every_stage_and_every_section_is_there(small_run):
     for expected in ("18.50", "28.50", "27.25", "29.25", "+10.00", "+8.75", *small_run.stages):
         assert expected in text
     assert "DnCNN is ahead of IPT in 1 of 1 comparison" in text
-    assert "2 photographs trained on, 1 photograph held out: a smoke test" in text
-    assert "other photographs (mine, not CBSD68)" in text
+    assert "2 photographs trained on, 1 photograph scored on: a smoke test" in text
+    assert "other photographs (mine, not CBSD68 or Urban100)" in text
     assert "PSNR on Y, while the rows of its rivals" in text
-    assert "truncated" in text
-    assert text.count('<svg class="chart"') == 4
+    assert "64 samples in 8 steps (1 skipped), 9 parameters, 2 processes, 3.0 s" in text
     assert text.count('<svg class="graph"') == 1
+
+
+def test_every_file_that_could_not_be_used_is_named_with_its_reason(small_run):
+    text, _ = small_run.report()
+
+    (listed,) = re.findall(r"<details open><summary>Files that.*?</details>", text, re.DOTALL)
+    assert "3 listed" in listed
+    assert "<code>locked.png</code>: permission denied" in listed
+    assert "&amp; &#34;quoted&#34;.png</code>: truncated" in listed
+    assert "<code>/x/thin.png</code>: 9×40 pixels are too few" in listed
+    assert "evaluate-finetune-denoise30, mine" in listed
+
+
+def test_only_photographs_of_sources_are_said_to_be_held_out(small_run):
+    text, _ = small_run.report()
+    assert "Scored on 1 photograph that no stage trained on" in text
+
+    small_run.add(
+        "evaluate-dncnn-denoise30",
+        "evaluate",
+        ("dncnn-denoise30",),
+        config={"test_sets": {"mine": {"source": None, "path": "anywhere"}}},
+    )
+    text, _ = small_run.report()
+    assert "Scored on 1 photograph;" in text
+
+
+def test_curves_are_losses_and_rates_and_no_bookkeeping(small_run):
+    text, _ = small_run.report()
+
+    titles = re.findall(r'<svg class="chart".*?<title>(.*?)</title>', text)
+    assert titles == ["L1 loss", "Learning rate", "L2 loss", "Learning rate"]
+
+
+def test_photographs_trained_on_are_those_in_training_shards(small_run):
+    artifact = small_run.artifacts["corrupt-denoise30@photos"]
+    source = {"images": 4, "validation": 1}
+
+    assert trained_on([artifact], source) == 2
+    record = artifact.folder / "shards" / "validation-00000.json"
+    unusable = {"path": "v.png", "kind": "damaged", "reason": "cut short"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"skipped": [unusable]}))
+    assert trained_on([artifact], source) == 2
+    assert trained_on([], source) == 0
 
 
 def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run):
@@ -270,7 +344,8 @@ def test_unreadable_scores_say_how_to_make_them_again(small_run):
 
 def test_a_run_without_evaluations_still_has_a_page(tmp_path):
     run = Run(tmp_path)
-    source = {"root": "/x", "images": 2000, "validation": 64, "unreadable": []}
+    source = {"root": "/x", "images": 2000, "validation": 64, "bytes": 1, "unreadable": []}
+    source |= {"unreadable_found": 0, "other_files": 0}
     run.add("source@photos", "source", summary=source)
 
     text, summary = run.report()
@@ -298,6 +373,10 @@ def test_infinite_psnr_is_shown_as_such(small_run):
     ("rows", "expected"),
     [
         ([row(corrupted=18, ipt=27, dncnn=26)], "IPT is ahead of DnCNN in 1 of 1 comparison"),
+        (
+            [row(corrupted=18, ipt=27, dncnn=26), row(corrupted=15, ipt=25, dncnn=25.12)],
+            "IPT is ahead of DnCNN in 1, behind in 1 of 2 comparisons",
+        ),
         ([row(corrupted=18, ipt=26, dncnn=26.001)], "IPT and DnCNN are level over 1 comparison"),
         ([row(corrupted=18, ipt=27)], "IPT improves on its input in 1 of 1 comparison"),
         ([row(corrupted=18, ipt=17)], "IPT improves on its input in 0 of 1 comparison"),
@@ -319,7 +398,7 @@ def test_a_loss_is_called_a_loss():
 def test_a_large_run_is_no_smoke_test():
     assert smoke_test(1_281_167, 50) is None
     assert smoke_test(3, 2) == (
-        "3 photographs trained on, 2 photographs held out: a smoke test of the pipeline, not a "
+        "3 photographs trained on, 2 photographs scored on: a smoke test of the pipeline, not a "
         "measurement of the method."
     )
 
@@ -327,7 +406,8 @@ def test_a_large_run_is_no_smoke_test():
 def test_rows_follow_the_order_of_the_tasks():
     def record(task: str, model: str) -> dict:
         means = {"corrupted": scores(18), "restored": scores(20)}
-        return {"task": task, "model": model, "test_sets": {"b": {"mean": means, "images": [1]}}}
+        test_set = {"mean": means, "images": [1], "skipped": []}
+        return {"task": task, "model": model, "test_sets": {"b": test_set}}
 
     rows = verdict_rows([record("denoise50", "dncnn"), record("sr2", "finetune")])
 
@@ -365,14 +445,10 @@ def test_pictures_shrink_until_the_page_can_bear_them(tmp_path):
         paths[version] = tmp_path / f"{version}.png"
         pixels = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(paths[version])
-    rows = [
-        VerdictRow(
-            task="denoise30", test_set=str(i), images=2, corrupted=scores(18), ipt=scores(20)
-        )
-        for i in range(9)
-    ]
     comparisons = [
-        Comparison(row=each, image=image, paths=paths, psnr={}) for each in rows for image in "ab"
+        Comparison(task=TASKS["denoise30"], test_set=str(i), image=image, paths=paths)
+        for i in range(9)
+        for image in "ab"
     ]
 
     section = pictures_section(comparisons)
@@ -384,13 +460,12 @@ def test_pictures_shrink_until_the_page_can_bear_them(tmp_path):
 
 
 def test_a_chart_survives_one_point_zeros_and_gaps():
-    assert line_chart([], title="t", x_label="x") == ""
-    nothing = [Series(name="a", number=0, points=[(0, float("nan"))])]
+    assert line_chart({}, title="t", x_label="x") == ""
+    nothing = {"a": [(0, float("nan"))]}
     assert line_chart(nothing, title="t", x_label="x", log=True) == ""
     for log in (False, True):
         for points in ([(8, 1.0)], [(8, 1.0), (16, 1.0)], [(8, 0.0), (16, 3e-7)], [(0, 5e9)]):
-            series = [Series(name="<a>", number=0, points=points)]
-            picture = line_chart(series, title="t", x_label="x", log=log)
+            picture = line_chart({"<a>": points}, title="t", x_label="x", log=log)
             assert "nan" not in picture.lower()
             assert "<a>" not in picture
 
@@ -412,7 +487,6 @@ def test_the_graph_draws_no_line_that_another_path_implies():
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        (None, ""),
         (0.04, "0.0 s"),
         (9.99, "10.0 s"),
         (59.7, "1 min 00 s"),

@@ -129,6 +129,14 @@ def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
         open_shards(tmp_path, "train")
 
 
+def test_more_shards_than_five_digits_count_are_not_left_out(tmp_path: Path) -> None:
+    write_shard(tmp_path, name="train-00000")
+    write_shard(tmp_path, name="train-100000")
+
+    with pytest.raises(ShardError, match=r"not complete \(2 records found\)"):
+        open_shards(tmp_path, "train")
+
+
 def test_a_truncated_tar_is_found_before_it_is_read(tmp_path: Path) -> None:
     write_shard(tmp_path)
     tar = tmp_path / "train-00000.tar"
@@ -163,7 +171,7 @@ def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
     write_shard(tmp_path)
     (tmp_path / "train-00000.json").write_text(content)
 
-    with pytest.raises(ShardError, match=r"train-00000.json: not a shard record"):
+    with pytest.raises(ShardError, match=r"not a shard record .*delete it, then .* --force"):
         open_shards(tmp_path, "train")
 
 

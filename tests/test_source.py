@@ -1,14 +1,24 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import execute, listed, listing_stage, photograph, write_photographs
+from data_samples import (
+    as_nobody,
+    execute,
+    largest_file,
+    listed,
+    listing_stage,
+    photograph,
+    public_folder,
+    write_photographs,
+)
 from PIL import Image
 
-from pipeline.data.source import SourceIndex, photograph_key
+from pipeline.data.source import SourceError, SourceIndex, photograph_key
 from pipeline.graph import StageError
 from stages.source import resolve_location
 
@@ -25,9 +35,9 @@ def test_index_names_every_photograph_by_the_hash_of_its_path(tmp_path: Path) ->
 
     expected = {f"class{number % 3}/photograph {number}.png" for number in range(7)}
     assert {index.name(number) for number in range(7)} == expected
-    for number in range(len(index)):
+    for number in range(7):
         assert index.key(number) == f"{photograph_key(index.relative_path(number)):016x}"
-        assert index.path(number).stat().st_size == index.size(number)
+        assert index.path(number).stat().st_size == index.sizes[number]
     assert index.keys.tolist() == sorted(index.keys.tolist())
     # sha256(b"class0/photograph 0.png")
     assert f"{photograph_key(b'class0/photograph 0.png'):016x}" == "ab94f2b120422d79"
@@ -206,6 +216,74 @@ def test_photographs_may_be_deleted_once_they_are_corrupted(tmp_path: Path) -> N
 
     assert stage.stale is not None
     assert stage.stale(stage.config, artifact.manifest) is None
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    with public_folder() as folder:
+        yield folder
+
+
+def test_photographs_that_nobody_may_list_are_an_error_and_make_nothing_stale(
+    public: Path,
+) -> None:
+    photographs = write_photographs(public / "closed" / "in", 6)
+    stage = listing_stage(photographs)
+    artifact = execute(stage, public / "out")
+    assert artifact is not None
+    assert stage.stale is not None
+    (public / "new").mkdir(mode=0o777)
+
+    for closed in (photographs, photographs.parent):
+        closed.chmod(0)
+        try:
+            with as_nobody():
+                with pytest.raises(
+                    StageError, match=rf"^{photographs}: Permission denied; .*again"
+                ):
+                    execute(stage, public / "new")
+                assert stage.stale(stage.config, artifact.manifest) is None
+        finally:
+            closed.chmod(0o755)
+
+
+def test_a_folder_that_nobody_may_list_is_left_out_and_listed(public: Path) -> None:
+    photographs = write_photographs(public / "in", 6)
+    (public / "new").mkdir()
+    (public / "new").chmod(0o777)
+
+    (photographs / "class1").chmod(0)
+    try:
+        with as_nobody():
+            summary = listed(photographs, public / "new").manifest.summary
+    finally:
+        (photographs / "class1").chmod(0o755)
+
+    assert (summary["images"], summary["unreadable_found"]) == (4, 1)
+    assert summary["unreadable"] == [{"path": "class1", "reason": "permission denied"}]
+
+
+def test_a_full_disk_and_a_read_only_one_are_named(public: Path) -> None:
+    photographs = write_photographs(public / "in", 6)
+    folder = public / "out"
+    folder.mkdir()
+
+    with largest_file(64), pytest.raises(StageError, match=rf"^{folder}: File too large; .*again"):
+        execute(listing_stage(photographs), folder)
+    folder.chmod(0o555)
+    with as_nobody(), pytest.raises(StageError, match=rf"^{folder}.*: Permission denied; .*again"):
+        execute(listing_stage(photographs), folder)
+
+    assert list(folder.iterdir()) == []
+
+
+def test_an_index_of_another_version_is_an_error(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 6)
+    artifact = listed(photographs, tmp_path / "out")
+    np.save(artifact.folder / "index.npy", np.zeros(6))
+
+    with pytest.raises(SourceError, match=r"index.npy: not an index of this version"):
+        SourceIndex(artifact.folder, photographs)
 
 
 def test_an_interrupted_listing_begins_again(tmp_path: Path) -> None:

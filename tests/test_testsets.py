@@ -119,6 +119,15 @@ def test_the_folder_of_a_scale_is_found(tmp_path):
     assert np.array_equal(pair.corrupted, photograph(2, 24, 24))
 
 
+def test_a_folder_below_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "set" / "a.png", photograph(0))
+
+    (pair,) = open_folder("derain", Path("~/set"), Path("~/set"))
+
+    assert np.array_equal(pair.clean, photograph(0))
+
+
 def test_unmatched_images_are_named(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / "clean" / f"{name}.png", photograph(0))

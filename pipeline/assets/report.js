@@ -4,6 +4,7 @@ for (const comparison of document.querySelectorAll(".comparison")) {
   if (versions.length < 2) continue;
   const stack = document.createElement("div");
   stack.className = "stack";
+  stack.style.maxWidth = `${3 * versions[0].width}px`; // beyond that only the pixels grow
   const [below, above] = [new Image(), new Image()];
   above.className = "above";
   below.width = versions[0].width;

@@ -96,7 +96,6 @@ def downscale_patch(
     are its pixels, multiples of `scale`; `patch_size` is in pixels of the small image.
     Returns (clean crop, corrupted patch), sides `scale · patch_size` and `patch_size`.
     """
-    _check_image(clean)
     height, width = clean.shape[:2]
     size = scale * patch_size
     if height % scale or width % scale:

@@ -4,15 +4,16 @@ Memory stays small (about 100 bytes a photograph): paths go straight to disk, an
 and offsets are held for sorting.
 """
 
-import fnmatch
 import hashlib
 import mmap
 import os
-import re
+import stat
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -35,7 +36,6 @@ from pipeline.data.source import (
 )
 
 REPORT_EVERY = 1000  # photographs between two calls of progress
-PATHS_AT_ONCE = 65536
 
 
 @dataclass(kw_only=True)
@@ -48,13 +48,16 @@ class Listing:
     unreadable: list[dict[str, str]] = field(default_factory=list)
     other_files: int = 0
 
+    def refuse(self, path: bytes, reason: str) -> None:
+        self.unreadable.append({"path": readable(path), "reason": reason})
+
 
 def write_index(root: Path, folder: Path, *, progress: Callable[[int], None]) -> Listing:
     """List every photograph below `root` into `folder`, sorted by key, none for validation yet."""
     spool = folder / f".{PATHS_FILE}.spool"
     try:
         with spool.open("wb") as paths:
-            listing = _walk(root, paths.write, progress)
+            listing = _walk(root, paths, progress)
         if not listing.keys:
             raise SourceError(
                 f"{root}: no photograph in it, at any depth ({listing.other_files} other files); "
@@ -72,7 +75,7 @@ def write_index(root: Path, folder: Path, *, progress: Callable[[int], None]) ->
     return listing
 
 
-def _walk(root: Path, write: Callable[[bytes], object], progress: Callable[[int], None]) -> Listing:
+def _walk(root: Path, paths: BinaryIO, progress: Callable[[int], None]) -> Listing:
     """Every folder once: those reached through a link after all others, so that the path by which
     a photograph is known depends on the tree alone and a loop of links comes to an end."""
     base = os.fsencode(root)
@@ -96,13 +99,13 @@ def _walk(root: Path, write: Callable[[bytes], object], progress: Callable[[int]
                     if _is_folder(entry):
                         (linked if entry.is_symlink() else folders).append(name)
                     elif not entry.name.startswith(b"."):
-                        _add(listing, entry, name, write)
+                        _add(listing, entry, name, paths)
                         if len(listing.keys) % REPORT_EVERY == 0:
                             progress(len(listing.keys))
         except PermissionError:
             if not relative:
                 raise
-            listing.unreadable.append({"path": readable(relative), "reason": "permission denied"})
+            listing.refuse(relative, "permission denied")
             continue
         plain += sorted(folders, reverse=True)
     listing.unreadable.sort(key=lambda each: each["path"])
@@ -116,26 +119,23 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _add(
-    listing: Listing, entry: os.DirEntry[bytes], name: bytes, write: Callable[[bytes], object]
-) -> None:
+def _add(listing: Listing, entry: os.DirEntry[bytes], name: bytes, paths: BinaryIO) -> None:
     suffix = os.path.splitext(entry.name)[1].decode("latin-1").lower()
     if suffix not in PHOTOGRAPH_SUFFIXES:
         listing.other_files += 1
         return
     try:
-        is_file, size = entry.is_file(), entry.stat().st_size
+        status = entry.stat()
     except OSError as error:
-        reason = (error.strerror or "can't be listed").lower()
-        listing.unreadable.append({"path": readable(name), "reason": reason})
+        listing.refuse(name, (error.strerror or "can't be listed").lower())
         return
-    if not is_file:
-        listing.unreadable.append({"path": readable(name), "reason": "not a file"})
+    if not stat.S_ISREG(status.st_mode):
+        listing.refuse(name, "not a file")
         return
     listing.keys.append(photograph_key(name))
-    listing.sizes.append(size)
+    listing.sizes.append(status.st_size)
     listing.lengths.append(len(name))
-    write(name)
+    paths.write(name)
 
 
 def _sorted_rows(listing: Listing) -> tuple[np.ndarray, np.ndarray]:
@@ -164,10 +164,8 @@ def _check_keys(rows: np.ndarray, starts: np.ndarray, paths: mmap.mmap) -> None:
 def _write_paths(path: Path, rows: np.ndarray, starts: np.ndarray, paths: mmap.mmap) -> None:
     ends = starts + rows["path_bytes"]
     with _replacing(path) as file:
-        for first in range(0, len(rows), PATHS_AT_ONCE):
-            part = slice(first, first + PATHS_AT_ONCE)
-            pairs = zip(starts[part].tolist(), ends[part].tolist(), strict=True)
-            file.write(b"".join(paths[start:end] + b"\0" for start, end in pairs))
+        for start, end in zip(starts, ends, strict=True):
+            file.write(paths[start:end] + b"\0")
 
 
 def _save(rows: np.ndarray, folder: Path) -> None:
@@ -190,29 +188,6 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-class _Usable:
-    """Whether a photograph can be read and is large enough; asks each file once."""
-
-    def __init__(self, index: SourceIndex, largest_crop: int) -> None:
-        self._index = index
-        self._largest_crop = largest_crop
-        self._known: dict[int, bool] = {}
-        self.unreadable: list[dict[str, str]] = []
-
-    def __call__(self, number: int) -> bool:
-        if number not in self._known:
-            self._known[number] = self._ask(number)
-        return self._known[number]
-
-    def _ask(self, number: int) -> bool:
-        try:
-            height, width = read_photograph(self._index.path(number)).shape[:2]
-        except UnreadablePhotograph as error:
-            self.unreadable.append({"path": self._index.name(number), "reason": str(error)})
-            return False
-        return min(height, width) >= self._largest_crop
-
-
 def choose_validation(
     index: SourceIndex,
     folder: Path,
@@ -229,32 +204,42 @@ def choose_validation(
     a keyed hash among those that can be read and are at least `largest_crop` pixels per side. At
     least one such photograph must be on either side.
     """
-    is_usable = _Usable(index, largest_crop)
-    ranks = mix(index.keys ^ keyed_number("validation", seed))
-    by_rank = np.argsort(ranks, kind="stable")
+    unreadable: list[dict[str, str]] = []
+
+    @cache
+    def is_usable(number: int) -> bool:
+        try:
+            image = read_photograph(index.path(number))
+        except UnreadablePhotograph as error:
+            unreadable.append({"path": index.name(number), "reason": str(error)})
+            return False
+        return min(image.shape[:2]) >= largest_crop
+
+    by_rank = np.argsort(mix(index.keys ^ keyed_number("validation", seed)), kind="stable")
     if held_out:
         mask = _matching(index, held_out)
-        has_validation = any(is_usable(number) for number in by_rank if mask[number])
     else:
         mask = np.zeros(len(index), dtype=bool)
         mask[list(islice(filter(is_usable, by_rank), validation_images))] = True
-        has_validation = bool(mask.any())
-    has_training = any(is_usable(number) for number in by_rank if not mask[number])
-    if not (has_validation and has_training):
-        size = f"readable and at least {largest_crop} pixels per side"
-        first = "".join(f"; {each['path']}: {each['reason']}" for each in is_usable.unreadable[:1])
-        if held_out:
-            side = "matching" if not has_validation else "other"
-            raise SourceError(
-                f"{index.root}: held_out {', '.join(held_out)}: no {side} photograph is {size}; "
-                f"training and validation need at least one each{first}"
-            )
-        usable = int(mask.sum())
-        if usable >= 2:
-            raise SourceError(
-                f"{index.root}: validation_images: {validation_images} would keep all {usable} "
-                f"usable photographs ({size}) out of training; use at most {usable - 1}"
-            )
+    has_validation, has_training = (
+        any(is_usable(number) for number in by_rank[mask[by_rank] == side])
+        for side in (True, False)
+    )
+    usable = int(mask.sum())
+    size = f"readable and at least {largest_crop} pixels per side"
+    first = "".join(f"; {each['path']}: {each['reason']}" for each in unreadable[:1])
+    if held_out and not (has_validation and has_training):
+        side = "matching" if not has_validation else "other"
+        raise SourceError(
+            f"{index.root}: held_out {', '.join(held_out)}: no {side} photograph is {size}; "
+            f"training and validation need at least one each{first}"
+        )
+    if not has_training and usable >= 2:
+        raise SourceError(
+            f"{index.root}: validation_images: {validation_images} would keep all {usable} "
+            f"usable photographs ({size}) out of training; use at most {usable - 1}"
+        )
+    if not has_training:
         raise SourceError(
             f"{index.root}: {usable} of {len(index)} photographs can be used ({size}); training "
             f"and validation need at least 2{first}"
@@ -262,26 +247,23 @@ def choose_validation(
     rows = np.load(folder / INDEX_FILE)
     rows["validation"] = mask
     _save(rows, folder)
-    return mask, sorted(is_usable.unreadable, key=lambda each: each["path"])
+    return mask, sorted(unreadable, key=lambda each: each["path"])
 
 
 def _matching(index: SourceIndex, patterns: Sequence[str]) -> np.ndarray:
     """Which relative paths match one of the patterns; every pattern must match something."""
     mask = np.zeros(len(index), dtype=bool)
-    expressions = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
-    unused = set(range(len(patterns)))
-    for number in range(len(index)):
-        path = os.fsdecode(index.relative_path(number))
-        for place, expression in enumerate(expressions):
-            if expression.match(path):
-                mask[number] = True
-                unused.discard(place)
-    if unused:
-        names = ", ".join(patterns[place] for place in sorted(unused))
-        raise SourceError(
-            f"{index.root}: held_out: {names} matches no photograph; patterns are of paths below "
-            f"the folder, such as {index.name(0)}"
-        )
+    for pattern in patterns:
+        matches = [
+            fnmatchcase(os.fsdecode(index.relative_path(number)), pattern)
+            for number in range(len(index))
+        ]
+        if not any(matches):
+            raise SourceError(
+                f"{index.root}: held_out: {pattern} matches no photograph; patterns are of paths "
+                f"below the folder, such as {index.name(0)}"
+            )
+        mask |= matches
     return mask
 
 

@@ -10,10 +10,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +34,11 @@ from pipeline.data.order import (
     task_of_step,
 )
 from pipeline.data.shard_reader import ShardReader, open_shards
-from pipeline.data.worker_processes import FOR_THE_PARENT, blocked_in_children
+from pipeline.data.worker_processes import (
+    FOR_THE_PARENT,
+    blocked_in_children,
+    exit_with_parent,
+)
 from pipeline.tasks import Task
 
 # By task: (corrupted, clean), each uint8 0..255, or float32 in [0, 1] where noise was drawn, which
@@ -44,7 +47,6 @@ Batch = dict[str, tuple[Tensor, Tensor]]
 
 # SIGTERM too: the training process still needs its next batches to reach a checkpoint.
 IGNORED = (*FOR_THE_PARENT, signal.SIGTERM)
-SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +124,15 @@ def training_batches(
         world_size=world_size,
         lanes=config.lanes,
     )
+    orders = {
+        name: StreamOrder(
+            stream.reader.counts, task=name, seed=seed, lanes=config.lanes, window=config.window
+        )
+        for name, stream in streams.items()
+    }
     dataset = _MicroBatches(
-        streams,
+        streams=dict(streams),
+        orders=orders,
         config=config,
         tasks_per_step=tasks_per_step,
         division=division,
@@ -135,7 +144,8 @@ def training_batches(
     own_generator.manual_seed(seed)
     return DataLoader(
         dataset,
-        batch_sampler=_Numbers(range(first, max(first, end))),
+        sampler=range(first, max(first, end)),
+        batch_size=None,  # an element of the dataset is a micro-batch already
         collate_fn=_as_it_is,
         generator=own_generator,
         num_workers=workers,
@@ -157,61 +167,29 @@ def validation_crops(stream: Stream, count: int, seed: int) -> tuple[Tensor, Ten
     return _to_tensor(pair[0]), _to_tensor(pair[1])
 
 
-class _Numbers:
-    """The batch sampler: one number at a time."""
-
-    def __init__(self, numbers: range) -> None:
-        self._numbers = numbers
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return ([number] for number in self._numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-
+@dataclass(frozen=True, kw_only=True)
 class _MicroBatches(Dataset[Batch]):
     """Micro-batch number n of one process: micro-batch n mod accumulation of step n div it."""
 
-    def __init__(
-        self,
-        streams: Mapping[str, Stream],
-        *,
-        config: DataConfig,
-        tasks_per_step: Literal["one", "all"],
-        division: Division,
-        seed: int,
-        rank: int,
-    ) -> None:
-        self._streams = dict(streams)
-        self._config = config
-        self._tasks_per_step = tasks_per_step
-        self._division = division
-        self._seed = seed
-        self._rank = rank
-        self._orders = {
-            name: StreamOrder(
-                stream.reader.counts,
-                task=name,
-                seed=seed,
-                lanes=config.lanes,
-                window=config.window,
-            )
-            for name, stream in streams.items()
-        }
+    streams: dict[str, Stream]
+    orders: dict[str, StreamOrder]
+    config: DataConfig
+    tasks_per_step: Literal["one", "all"]
+    division: Division
+    seed: int
+    rank: int
 
-    def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        (number,) = numbers
-        step, micro = divmod(number, self._division.accumulation)
-        elements = self._division.elements(self._rank, micro)
-        if self._tasks_per_step == "all":
-            visits = {name: step for name in self._streams}
+    def __getitem__(self, number: int) -> Batch:
+        step, micro = divmod(number, self.division.accumulation)
+        elements = self.division.elements(self.rank, micro)
+        if self.tasks_per_step == "all":
+            visits = dict.fromkeys(self.streams, step)
         else:
-            visits = dict([task_of_step(step, list(self._streams), self._seed)])
+            visits = dict([task_of_step(step, list(self.streams), self.seed)])
         batch = {}
         for name, visit in visits.items():
-            ids = self._orders[name].ids(visit, self._division.share, elements)
-            corrupted, clean = self._streams[name].pairs(ids, seed=self._seed, data=self._config)
+            ids = self.orders[name].ids(visit, self.division.share, elements)
+            corrupted, clean = self.streams[name].pairs(ids, seed=self.seed, data=self.config)
             batch[name] = (_to_tensor(corrupted), _to_tensor(clean))
         return batch
 
@@ -250,19 +228,15 @@ def _worker_context() -> multiprocessing.context.ForkServerContext:
 def _start_worker(_: int) -> None:
     # Once more, for a server that another library had started before.
     signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    # The server's children would outlive a training that was killed.
+    exit_with_parent()
+    threading.Thread(target=_end_when_parent_asks, name="end-when-asked", daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """End this worker when its training process is gone, or when that process asks it to.
-
-    The server's children outlive a killed training process: they wait on a pipe whose writing end
-    they hold themselves. And SIGTERM is blocked here, unless the sender is the parent.
-    """
+def _end_when_parent_asks() -> None:
+    """SIGTERM is blocked here, unless the sender is the training process."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "called in a worker"
-    while not wait([parent.sentinel], timeout=0):
-        asked = signal.sigtimedwait([signal.SIGTERM], SECONDS_BETWEEN_LOOKS)
-        if asked is not None and asked.si_pid == parent.pid:
-            break
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+        continue
     os._exit(1)

@@ -81,9 +81,6 @@ class SampleIds:
     shards: np.ndarray
     places: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.passes)
-
 
 class StreamOrder:
     """The endless order of one stream, any part of it at the same cost."""
@@ -214,6 +211,7 @@ def divide_batch(
             f"batch: {batch} does not divide into {slices} tasks; use a multiple of {slices}"
         )
     share = batch // slices
+    of_tasks = f" and {slices} tasks" if slices > 1 else ""
     if share % lanes:
         raise OrderError(
             f"data.lanes: {lanes} lanes do not divide the {share} samples that a task has in a "
@@ -221,16 +219,14 @@ def divide_batch(
         )
     if share % world_size:
         raise OrderError(
-            f"batch: {batch} does not divide over {world_size} processes"
-            f"{f' and {slices} tasks' if slices > 1 else ''}; "
+            f"batch: {batch} does not divide over {world_size} processes{of_tasks}; "
             f"use one of {_list(_divisors(share))} processes, or another batch"
         )
     if micro_batch % slices or share % (world_size * (micro_batch // slices)):
         allowed = [each * slices for each in _divisors(share // world_size)]
         raise OrderError(
             f"runtime.micro_batch: {micro_batch} does not divide the batch of {batch} over "
-            f"{world_size} processes{f' and {slices} tasks' if slices > 1 else ''}; "
-            f"use one of {_list(allowed)}"
+            f"{world_size} processes{of_tasks}; use one of {_list(allowed)}"
         )
     return Division(
         share=share,

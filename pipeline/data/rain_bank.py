@@ -11,10 +11,15 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.artifacts import JSON, canonical_digest, sync_folder
+from pipeline.artifacts import JSON, sync_folder
 from pipeline.corruptions.keyed import generator
 from pipeline.corruptions.rain import Preset, draw_streaks, render_layer
-from pipeline.data.source import PHOTOGRAPH_SUFFIXES, UnreadablePhotograph, read_photograph
+from pipeline.data.source import (
+    PHOTOGRAPH_SUFFIXES,
+    UnreadablePhotograph,
+    read_photograph,
+    readable,
+)
 from pipeline.graph import Progress
 
 logger = logging.getLogger(__name__)
@@ -60,24 +65,25 @@ class FolderBank:
     seed: int
 
     def describe(self, number: int) -> JSON:
-        top, left = self._corner(number)
-        path = self.images[number % len(self.images)]
-        return {"image": _name(path, self.folder), "top": top, "left": left}
+        path, top, left = self._place(number)
+        name = readable(os.fsencode(path.relative_to(self.folder)))
+        return {"image": name, "top": top, "left": left}
 
     def layer(self, number: int) -> NDArray[np.uint8]:
         """Layer `number`, (size, size)."""
-        path = self.images[number % len(self.images)]
-        top, left = self._corner(number)
+        path, top, left = self._place(number)
         square = read_streaks(path)[top : top + self.size, left : left + self.size]
         if square.shape != (self.size, self.size):
             raise RainBankError(f"{path}: changed while it was read; run again")
         return square
 
-    def _corner(self, number: int) -> tuple[int, int]:
-        height, width = self.shapes[number % len(self.images)]
+    def _place(self, number: int) -> tuple[Path, int, int]:
+        """The image of a layer, and the row and column where its square begins."""
+        image = number % len(self.images)
+        height, width = self.shapes[image]
         rng = generator(self.seed, "rain-layers", number)
         top, left = rng.integers(0, (height - self.size + 1, width - self.size + 1)).tolist()
-        return top, left
+        return self.images[image], top, left
 
 
 def open_folder(folder: Path, *, layers: int, largest_size: int, seed: int) -> FolderBank:
@@ -96,14 +102,11 @@ def open_folder(folder: Path, *, layers: int, largest_size: int, seed: int) -> F
             f"rain_layers.layers: {layers} layers can't show all {len(images)} images of {folder}; "
             f"set it to {len(images)} or more"
         )
-    shapes = []
-    for path in images:
-        height, width = read_streaks(path).shape
-        shapes.append((height, width))
+    shapes = tuple((height, width) for height, width in (read_streaks(p).shape for p in images))
     return FolderBank(
         folder=folder,
         images=images,
-        shapes=tuple(shapes),
+        shapes=shapes,
         count=layers,
         size=min(largest_size, *(side for shape in shapes for side in shape)),
         seed=seed,
@@ -139,15 +142,6 @@ def read_streaks(path: Path) -> NDArray[np.uint8]:
             "streaks on black, neither rainy photographs nor empty images"
         )
     return streaks
-
-
-def folder_digest(folder: Path) -> str:
-    """What is in `folder`, by names, sizes and times; nothing is opened."""
-    listed = []
-    for path in streak_images(folder):
-        status = path.stat()
-        listed.append([_name(path, folder), status.st_size, status.st_mtime_ns])
-    return canonical_digest(listed)
 
 
 def write_layers(
@@ -208,7 +202,3 @@ def _header(count: int, size: int) -> bytes:
     fields = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
     npy.write_array_header_1_0(header, fields)
     return header.getvalue()
-
-
-def _name(path: Path, folder: Path) -> str:
-    return os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace")

@@ -7,7 +7,6 @@ nor on what was made before.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +45,11 @@ class ShardSettings:
     patch_size: int  # of the corrupted image
     samples_per_shard: int
     image_format: Format
+
+    @property
+    def crop_size(self) -> int:
+        """Pixels per side of the clean crops."""
+        return self.patch_size * self.task.scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +95,13 @@ def make_shard(
     after_image: Callable[[], None],
 ) -> ShardRecord:
     """Write the shard and its record. `after_image` may raise MakingStopped."""
-    index = _open_index(settings.index_folder, settings.root)
-    layers = _open_layers(settings.rain_layers) if settings.rain_layers else None
+    index = SourceIndex(settings.index_folder, settings.root)
+    layers = np.load(settings.rain_layers, mmap_mode="r") if settings.rain_layers else None
     skipped = []
     with writing_shard(settings.folder, unit.name, image_format=settings.image_format) as writer:
         for number in _dealt(index, unit, settings):
             try:
-                image = _read(index, number)
-                _check_size(image, settings)
+                image = _read(index, number, smallest_side=settings.crop_size)
             except UnreadablePhotograph as reason:
                 record = {"path": index.name(number), "kind": reason.kind, "reason": str(reason)}
                 skipped.append(record)
@@ -107,16 +110,6 @@ def make_shard(
                     _add_crop(writer, index, number, image, crop, settings, layers)
             after_image()
         return writer.finish(skipped)
-
-
-@lru_cache(maxsize=1)
-def _open_index(folder: Path, root: Path) -> SourceIndex:
-    return SourceIndex(folder, root)
-
-
-@lru_cache(maxsize=1)
-def _open_layers(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
 
 
 def _dealt(index: SourceIndex, unit: ShardUnit, settings: ShardSettings) -> list[int]:
@@ -128,14 +121,14 @@ def _dealt(index: SourceIndex, unit: ShardUnit, settings: ShardSettings) -> list
     return of_split[dealt].tolist()
 
 
-def _read(index: SourceIndex, number: int) -> np.ndarray:
-    """The photograph, if it is still the one that was listed.
+def _read(index: SourceIndex, number: int, *, smallest_side: int) -> np.ndarray:
+    """The photograph, if it is still the one that was listed and large enough for a crop.
 
     A file that nobody may read is skipped, as a damaged one; any other failure of the disk passes
     and must not decide what the shard holds.
     """
     path = index.path(number)
-    expected = index.size(number)
+    expected = int(index.sizes[number])
     check_bytes(expected)
     try:
         data = path.read_bytes()
@@ -145,17 +138,14 @@ def _read(index: SourceIndex, number: int) -> np.ndarray:
         data = None
     if data is None or len(data) != expected:
         found = "is gone" if data is None else f"has {len(data)} bytes, {expected} when listed"
-        raise SourceError(
-            f"{path}: {found}: the source changed. Run again with --from source to list it anew"
-        )
-    return decode_photograph(data)
-
-
-def _check_size(image: np.ndarray, settings: ShardSettings) -> None:
+        raise SourceError(f"{path}: {found}: the source changed")
+    image = decode_photograph(data)
     height, width = image.shape[:2]
-    needed = settings.patch_size * settings.task.scale
-    if min(height, width) < needed:
-        raise UnreadablePhotograph(f"smaller than a crop of {needed} pixels ({width}×{height})")
+    if min(height, width) < smallest_side:
+        raise UnreadablePhotograph(
+            f"smaller than a crop of {smallest_side} pixels ({width}×{height})"
+        )
+    return image
 
 
 def _add_crop(
@@ -167,14 +157,15 @@ def _add_crop(
     settings: ShardSettings,
     rain_layers: np.ndarray | None,
 ) -> None:
-    task, patch_size, scale = settings.task, settings.patch_size, settings.task.scale
+    task, scale, size = settings.task, settings.task.scale, settings.crop_size
     key = index.key(number)
     rng = generator("crop", settings.seed, key, task.name, crop)
     # Positions are multiples of the scale, so that the small image's pixels are the same as if
     # the whole image were resized.
-    height, width = (side // scale - patch_size + 1 for side in image.shape[:2])
-    top, left = (scale * int(rng.integers(places)) for places in (height, width))
-    size = patch_size * scale
+    top, left = (
+        scale * int(rng.integers(side // scale - settings.patch_size + 1))
+        for side in image.shape[:2]
+    )
     images = {"clean": image[top : top + size, left : left + size]}
     if task.stores_corrupted:
         images["clean"], images["corrupted"] = corrupt_crop(
@@ -183,7 +174,7 @@ def _add_crop(
             rng,
             top=top,
             left=left,
-            patch_size=patch_size,
+            patch_size=settings.patch_size,
             rain_layers=rain_layers,
         )
     description: dict[str, JSON] = {

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.data.shards import (
     BLOCK,
+    MAKE_AGAIN,
     NPY_HEADER_BYTES,
     ShardError,
     ShardRecord,
@@ -64,11 +65,12 @@ class ShardReader:
 
 def open_shards(folder: Path, split: str) -> ShardReader:
     """The shards of `split` in `folder`, the artifact's `shards` folder."""
-    names = sorted(path.stem for path in folder.glob(f"{split}-?????.json"))
-    if names != [shard_name(split, number) for number in range(len(names))] or not names:
+    found = {path.stem for path in folder.glob(f"{split}-*.json")}
+    names = [shard_name(split, number) for number in range(len(found))]
+    if not found or found != set(names):
         raise ShardError(
-            f"{folder}: the shards of {split} are not complete ({len(names)} records found); "
-            "run the corrupt stage again, it makes what is missing"
+            f"{folder}: the shards of {split} are not complete ({len(found)} records found); "
+            f"{MAKE_AGAIN}"
         )
     records = []
     for name in names:
@@ -76,7 +78,7 @@ def open_shards(folder: Path, split: str) -> ShardReader:
         if record is None:
             raise ShardError(
                 f"{folder / name}.tar: missing, or not of the size that its record says; "
-                "run the corrupt stage again with --force"
+                f"{MAKE_AGAIN}"
             )
         records.append(record)
     return ShardReader(folder, records)
@@ -95,7 +97,7 @@ class _MappedShard:
         except (OSError, ValueError) as error:
             raise ShardError(
                 f"{self._path}: can't be opened ({error}); its record says that it was made: bring "
-                "it back, or run the corrupt stage again with --force"
+                f"it back, or {MAKE_AGAIN}"
             ) from error
         if len(self._bytes) != record.bytes:
             raise self._damaged(f"{len(self._bytes)} bytes, its record says {record.bytes}")
@@ -119,7 +121,7 @@ class _MappedShard:
         return columns
 
     def _damaged(self, what: str) -> ShardError:
-        return ShardError(f"{self._path}: {what}; run the corrupt stage again with --force")
+        return ShardError(f"{self._path}: {what}; {MAKE_AGAIN}")
 
     def _begin(self, place: int) -> int:
         if self._offsets is not None:

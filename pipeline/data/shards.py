@@ -34,6 +34,8 @@ CHECKSUM = 148  # where a ustar header has it
 NPY_HEADER_BYTES = 128
 PNG_LEVEL = 1  # 3 % larger than level 6 and twice as fast to write
 Format = Literal["npy", "png"]
+# A stage that is done runs again only when forced, and alone only between these two.
+MAKE_AGAIN = "make the shards again with --from and --until naming their stage, and --force"
 
 
 class ShardError(ValueError):
@@ -73,25 +75,24 @@ def read_record(folder: Path, name: str) -> ShardRecord | None:
         return None
     except (ValueError, TypeError) as error:
         raise ShardError(
-            f"{path}: not a shard record ({error}); delete it and run the corrupt stage again"
+            f"{path}: not a shard record ({error}); delete it, then {MAKE_AGAIN}"
         ) from error
     return record if size == record.bytes else None
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name; `finish` makes it appear, whole."""
+    """Writes one shard into `file`, which `finish` puts under the shard's name, whole."""
 
-    def __init__(self, folder: Path, name: str, *, image_format: Format) -> None:
+    def __init__(self, file: BinaryIO, folder: Path, name: str, *, image_format: Format) -> None:
+        self._file = file
         self._folder = folder
         self._name = name
         self._format = image_format
-        self._temporary = folder / f".{name}.tar.{socket.gethostname()}.{os.getpid()}.tmp"
         self._digest = hashlib.sha256()
         self._bytes = 0
         self._images: dict[str, list[int]] = {}
         self._offsets: list[list[tuple[int, int]]] = []
         self._began = time.monotonic()
-        self._file: BinaryIO = self._temporary.open("wb", buffering=2**20)
 
     def add(
         self, key: str, images: Mapping[str, np.ndarray], description: Mapping[str, JSON]
@@ -123,7 +124,7 @@ class ShardWriter:
             content = BytesIO()
             np.save(content, table)
             write_atomically(self._folder / offsets, content.getvalue())
-        self._temporary.rename(self._folder / f"{self._name}.tar")
+        Path(self._file.name).rename(self._folder / f"{self._name}.tar")
         sync_folder(self._folder)
         record = ShardRecord(
             file=f"{self._name}.tar",
@@ -141,12 +142,6 @@ class ShardWriter:
         write_json(self._folder / f"{self._name}.json", asdict(record))
         return record
 
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        with suppress(OSError):  # a full disk fails again when what is buffered is flushed
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
     def _write_member(self, name: str, content: bytes) -> None:
         self._write(member_header(name, len(content)))
         self._write(content)
@@ -161,12 +156,14 @@ class ShardWriter:
 @contextmanager
 def writing_shard(folder: Path, name: str, *, image_format: Format) -> Iterator[ShardWriter]:
     """A writer that leaves nothing behind unless `finish` was reached."""
-    writer = ShardWriter(folder, name, image_format=image_format)
+    temporary = folder / f".{name}.tar.{socket.gethostname()}.{os.getpid()}.tmp"
+    file = temporary.open("wb", buffering=2**20)
     try:
-        yield writer
-    except BaseException:
-        writer.discard()
-        raise
+        yield ShardWriter(file, folder, name, image_format=image_format)
+    finally:
+        with suppress(OSError):  # a full disk fails again when what is buffered is flushed
+            file.close()
+        temporary.unlink(missing_ok=True)
 
 
 def member_header(name: str, size: int) -> bytes:

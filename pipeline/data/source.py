@@ -109,9 +109,6 @@ class SourceIndex:
     def key(self, number: int) -> str:
         return f"{int(self._rows['key'][number]):016x}"
 
-    def size(self, number: int) -> int:
-        return int(self.sizes[number])
-
     def relative_path(self, number: int) -> bytes:
         row = self._rows[number]
         return self._paths[row["path_offset"] : row["path_offset"] + row["path_bytes"]]
@@ -135,12 +132,11 @@ def read_photograph(path: Path) -> np.ndarray:
     dropped, not composited, for the same reason. Of an animation the first frame is read.
     """
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadablePhotograph("not a file")
-            check_bytes(status.st_size)
-            data = file.read()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for its writer
+            raise UnreadablePhotograph("not a file")
+        check_bytes(status.st_size)
+        data = path.read_bytes()
     except OSError as error:
         raise UnreadablePhotograph((error.strerror or str(error)).lower()) from error
     return decode_photograph(data)
@@ -173,7 +169,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except UnreadablePhotograph:
         raise
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a sampling of the colours that it doesn't know
         return None
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ class _Item:
     corrupted: Path | None  # None: corrupted here, in the task's way
 
 
+@dataclass(frozen=True, kw_only=True)
 class TestSet:
     """The images of one test set for one task, in the order of their names.
 
@@ -60,36 +61,23 @@ class TestSet:
     benchmark it is an error, because a mean over fewer images is another benchmark.
     """
 
-    def __init__(
-        self,
-        items: Sequence[_Item],
-        task: Task,
-        *,
-        seed: int,
-        rain_layers: np.ndarray | None,
-        is_benchmark: bool,
-    ) -> None:
-        self._items = items
-        self._task = task
-        self._seed = seed
-        self._rain_layers = rain_layers
-        self._is_benchmark = is_benchmark
-        self.skipped: list[dict[str, str]] = []
+    items: Sequence[_Item]
+    task: Task
+    seed: int
+    rain_layers: np.ndarray | None
+    is_benchmark: bool
+    skipped: list[dict[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def names(self) -> list[str]:
-        return [item.name for item in self._items]
+        return len(self.items)
 
     def __iter__(self) -> Iterator[Pair]:
         self.skipped.clear()
-        for item in self._items:
+        for item in self.items:
             try:
                 yield self._read(item)
             except UnreadablePhotograph as error:
-                if self._is_benchmark:
+                if self.is_benchmark:
                     raise TestSetError(
                         f"{item.clean}: {error}; repair the file or take it out of the test set"
                     ) from error
@@ -97,7 +85,7 @@ class TestSet:
                 self.skipped.append({"path": str(item.clean), "reason": str(error)})
 
     def _read(self, item: _Item) -> Pair:
-        scale = self._task.scale
+        scale = self.task.scale
         clean = read_photograph(item.clean)
         if item.corrupted is not None:
             corrupted = read_photograph(item.corrupted)
@@ -107,21 +95,21 @@ class TestSet:
         clean = modcrop(clean, scale)
         if min(clean.shape[:2]) < SMALLEST_SIDE + 2 * (scale if scale > 1 else 0):
             raise UnreadablePhotograph(
-                f"{clean.shape[1]}×{clean.shape[0]} pixels are too few for {self._task.name}"
+                f"{clean.shape[1]}×{clean.shape[0]} pixels are too few for {self.task.name}"
             )
-        rng = generator("test", self._seed, self._task.name, item.name)
-        corrupted = corrupt(clean, self._task.corruption, rng, rain_layers=self._rain_layers)
+        rng = generator("test", self.seed, self.task.name, item.name)
+        corrupted = corrupt(clean, self.task.corruption, rng, rain_layers=self.rain_layers)
         return Pair(name=item.name, corrupted=corrupted, clean=clean)
 
     def _fit(self, clean: np.ndarray, corrupted: np.ndarray, item: _Item) -> np.ndarray:
         """The clean image, cut at the bottom and right to `scale` times the corrupted one."""
-        scale = self._task.scale
+        scale = self.task.scale
         height, width = (side * scale for side in corrupted.shape[:2])
         surplus = (clean.shape[0] - height, clean.shape[1] - width)
         if not all(0 <= pixels < scale for pixels in surplus):
             raise TestSetError(
                 f"{item.corrupted} is {corrupted.shape[1]}×{corrupted.shape[0]} pixels and "
-                f"{item.clean} {clean.shape[1]}×{clean.shape[0]}: for {self._task.name} the clean "
+                f"{item.clean} {clean.shape[1]}×{clean.shape[0]}: for {self.task.name} the clean "
                 f"image must be {scale} times as large per side; check that they belong together"
             )
         return clean[:height, :width]
@@ -141,22 +129,22 @@ def open_test_set(
     pixels. `rain_layers` is the bank of the rain-layers stage, (n, size, size) uint8.
     """
     if config.source is not None:
-        items = _validation_items(sources[config.source])
         where = f"source {config.source}"
+        items = _validation_items(sources[config.source])
     else:
         assert config.path is not None  # TestSetConfig names one of the two
         where = config.path
-        items = _folder_items(Path(config.path), config.corrupted, task)
+        items = _folder_items(config.path, config.corrupted, task)
     if not items:
         raise TestSetError(f"{where}: no image to evaluate on; add at least one")
     is_drawn_here = any(item.corrupted is None for item in items)
     if task.needs_rain_layers and is_drawn_here and rain_layers is None:
         raise TestSetError(f"{where}: {task.name} needs the layers of the rain-layers stage")
     return TestSet(
-        items,
-        task,
+        items=items,
+        task=task,
         seed=seed,
-        rain_layers=rain_layers if task.needs_rain_layers else None,
+        rain_layers=rain_layers,
         is_benchmark=config.source is None,
     )
 
@@ -177,11 +165,13 @@ def _validation_items(index: SourceIndex) -> list[_Item]:
     return sorted(items, key=lambda item: item.name)
 
 
-def _folder_items(folder: Path, corrupted: str | None, task: Task) -> list[_Item]:
+def _folder_items(path: str, corrupted: str | None, task: Task) -> list[_Item]:
+    folder = Path(path).expanduser()
     clean = _images_of(folder)
     if corrupted is None:
-        return [_Item(name=stem, clean=path, corrupted=None) for stem, path in clean.items()]
-    return _paired(clean, folder, _images_of(_folder_of_task(Path(corrupted), task)), task)
+        return [_Item(name=stem, clean=image, corrupted=None) for stem, image in clean.items()]
+    part = _folder_of_task(Path(corrupted).expanduser(), task)
+    return _paired(clean, folder, _images_of(part), task)
 
 
 def _folder_of_task(folder: Path, task: Task) -> Path:

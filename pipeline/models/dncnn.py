@@ -40,18 +40,19 @@ class DnCNN(HubModel, config_class=DnCNNConfig, card=DNCNN_CARD):
             for _ in range(config.depth - 2)
         )
         self.last = nn.Conv2d(features, config.channels, 3, padding=1, bias=False)
-        for convolution in (self.first, *self.inner, self.last):
-            assert isinstance(convolution, nn.Conv2d)
-            nn.init.orthogonal_(convolution.weight, gain=GAIN)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.orthogonal_(layer.weight, gain=GAIN)
         assert self.first.bias is not None
         nn.init.zeros_(self.first.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Restore (N, C, H, W) in [0, 1]; the result is not clamped."""
-        if x.ndim != 4 or x.shape[1] != self.config.channels:
+        channels = self.config.channels
+        if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
             raise ValueError(
-                f"images of shape {tuple(x.shape)}; this model restores "
-                f"(N, {self.config.channels}, H, W)"
+                f"images of shape {tuple(x.shape)}, {x.dtype}; this model restores "
+                f"(N, {channels}, H, W) of floats in [0, 1]"
             )
         with computing_in(self.precision, x.device):
             y = F.relu(self.first(x))

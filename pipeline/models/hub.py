@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -110,25 +110,34 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
         local_files_only: bool = False,
     ) -> Self:
         """The model of a local folder or of a Hub repository, in evaluation mode, on the CPU."""
-        paths = []
-        for name in (CONFIG, WEIGHTS):
-            local = _local_file(pretrained_model_name_or_path, name)
-            paths.append(
-                local
-                or Path(
-                    hf_hub_download(
-                        str(pretrained_model_name_or_path),
-                        name,
-                        revision=revision,
-                        token=token,
-                        cache_dir=cache_dir,
-                        force_download=force_download,
-                        local_files_only=local_files_only,
-                    )
+        source = pretrained_model_name_or_path
+        if os.path.isdir(source):
+            folder = Path(source)
+        elif isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+            folder = Path(
+                snapshot_download(
+                    source,
+                    allow_patterns=[CONFIG, WEIGHTS],
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
                 )
             )
-        model = cls(_read_config(paths[0], cls))
-        load_weights(model, read_weights(paths[1]), origin=str(paths[1]))
+        else:
+            raise ModelFileError(f"{source}: no such folder, and not the name of a Hub repository")
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise ModelFileError(
+                    f"{source}: has no {name}; a model folder holds {CONFIG}, {WEIGHTS}"
+                )
+        config = _read_config(folder / CONFIG, cls)
+        try:
+            model = cls(config)
+        except ValueError as error:
+            raise ModelFileError(f"{folder / CONFIG}: {error}") from error
+        load_weights(model, read_weights(folder / WEIGHTS), origin=str(folder / WEIGHTS))
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -172,7 +181,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, origin: str) 
     expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
     faults = faults_of(expected, state)
     if faults:
-        raise ModelFileError(fault_message(origin, type(model).__name__, faults))
+        raise ModelFileError(
+            f"{origin}: does not fit this {type(model).__name__}: {'; '.join(faults)}"
+        )
     model.load_state_dict(state)
 
 
@@ -187,24 +198,6 @@ def faults_of(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tenso
         elif not bool(torch.isfinite(tensor).all()):
             faults.append(f"{name} holds NaN or infinity")
     return faults
-
-
-def fault_message(origin: str, model: str, faults: list[str]) -> str:
-    return f"{origin}: does not fit this {model}: {'; '.join(faults)}"
-
-
-def _local_file(source: str | Path, name: str) -> Path | None:
-    """The file in a local folder; None where `source` names a Hub repository."""
-    if os.path.isdir(source):
-        path = Path(source, name)
-        if not path.is_file():
-            raise ModelFileError(
-                f"{source}: has no {name}; a model folder holds {CONFIG}, {WEIGHTS}"
-            )
-        return path
-    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise ModelFileError(f"{source}: no such folder, and not the name of a Hub repository")
-    return None
 
 
 def _read_config(path: Path, model: type[HubModel]) -> IPTConfig | DnCNNConfig:

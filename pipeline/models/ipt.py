@@ -140,24 +140,15 @@ def features_of(tokens: Tensor, size: IPTSize) -> Tensor:
 
 def check_buildable(config: IPTConfig) -> None:
     """Raise ValueError for a config that no IPT can have."""
-    size = config.size
+    config.size.check()
     if not config.scales:
         raise ValueError("scales: an IPT needs at least one task")
     if BODY_GROUP in config.scales:
         raise ValueError(f"scales: a task can't be named {BODY_GROUP!r}")
     for task, scale in config.scales.items():
         upsampling(scale)
-        if not task.isidentifier() or hasattr(nn.ModuleDict, task):
+        if not task.isidentifier() or hasattr(nn.ModuleDict(), task):
             raise ValueError(
                 f"scales: {task!r} can't name a task; use letters, digits and _, "
-                "and no method of torch's modules"
+                "and no attribute of torch's modules"
             )
-    if size.patch_size % size.token_size:
-        raise ValueError(
-            f"token_size: {size.token_size} does not divide patch_size {size.patch_size}"
-        )
-    if size.embedding % size.attention_heads:
-        raise ValueError(
-            f"attention_heads: {size.attention_heads} does not divide the embedding of "
-            f"{size.embedding} (features × token_size²)"
-        )

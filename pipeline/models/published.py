@@ -7,6 +7,7 @@ shapes: a wrong order loads without complaint. Whoever calls says the order.
 
 import math
 import pickle
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model_configs import COLOURS, IPTConfig, IPTSize, upsampling
-from pipeline.models.hub import ModelFileError, fault_message, faults_of, load_weights
+from pipeline.models.hub import ModelFileError, faults_of
 from pipeline.models.ipt import GREY_LEVELS, IPT, MEAN
 from pipeline.tasks import PUBLISHED_ORDER, TASKS
 
@@ -24,24 +25,34 @@ PUBLISHED_ATTENTION_HEADS = 12
 QUERIES = "body.query_embed.weight"  # (T, L × D)
 POSITION_INDICES = "body.position_encoding.position_ids"  # 0 to L − 1, (1, L)
 
-
-class PublishedCheckpointError(ModelFileError):
-    """A checkpoint that is not a published IPT; the message names every fault."""
+# What torch.load raises on files that are damaged or no checkpoints.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
     """The state dict of a published .pt file; code in the file is never run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise PublishedCheckpointError(
+    except _DAMAGED as error:
+        raise ModelFileError(
             f"{path}: not a readable checkpoint of tensors only "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'empty'})"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(each, Tensor) for name, each in state.items()
     ):
-        raise PublishedCheckpointError(f"{path}: not a state dict of names and tensors")
+        raise ModelFileError(f"{path}: not a state dict of names and tensors")
     return state
 
 
@@ -59,10 +70,10 @@ def from_published(
     """
     try:
         config = infer_config(state, tasks, attention_heads=attention_heads)
-        with torch.device("meta"):
-            expected = {name: tuple(each.shape) for name, each in to_published(IPT(config)).items()}
+        model = IPT(config)
     except ValueError as error:
-        raise PublishedCheckpointError(f"{origin}: {error}") from error
+        raise ModelFileError(f"{origin}: {error}") from error
+    expected = {name: tuple(each.shape) for name, each in to_published(model).items()}
     faults = faults_of(expected, state)
     faults += [
         f"{name} is of {each.dtype}"
@@ -72,13 +83,12 @@ def from_published(
     if not faults:
         faults = _constant_faults(state, config)
     if faults:
-        raise PublishedCheckpointError(fault_message(origin, "published IPT", faults))
+        raise ModelFileError(f"{origin}: does not fit this published IPT: {'; '.join(faults)}")
     queries = state[QUERIES].unflatten(1, (config.size.tokens, config.size.embedding))
     ours = {f"body.queries.{task}": queries[i] for i, task in enumerate(tasks)}
     for name, published in _names(config):
         ours[name] = state[published]
-    model = IPT(config)
-    load_weights(model, ours, origin=origin)
+    model.load_state_dict(ours)
     return model.eval()
 
 
@@ -110,8 +120,8 @@ def infer_config(
         )
     size = IPTSize(
         features=features,
-        encoder_layers=len(_indices(state, "body.encoder.layers.")),
-        decoder_layers=len(_indices(state, "body.decoder.layers.")),
+        encoder_layers=_layers(state, "body.encoder.layers."),
+        decoder_layers=_layers(state, "body.decoder.layers."),
         attention_heads=attention_heads,
         patch_size=side * token_size,
         token_size=token_size,
@@ -146,6 +156,13 @@ def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int
     if len(shape) != dimensions or 0 in shape:
         raise ValueError(f"{name} has shape {shape}, not {dimensions} dimensions")
     return shape
+
+
+def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    layers = _indices(state, prefix)
+    if not layers:
+        raise ValueError(f"{prefix}0 is missing: not a published IPT")
+    return len(layers)
 
 
 def _indices(state: Mapping[str, Tensor], prefix: str) -> list[int]:

@@ -15,7 +15,10 @@ from pipeline.model_configs import IPTSize
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases; queries, keys and values are (N, L, D)."""
+    """Multi-head attention without biases; queries, keys and values are (N, L, D).
+
+    Keys come from the same tensor as the queries or as the values.
+    """
 
     def __init__(self, embedding: int, heads: int) -> None:
         super().__init__()
@@ -32,14 +35,10 @@ class Attention(nn.Module):
         elif query is key:
             q, k = F.linear(query, self.projection[: 2 * width]).chunk(2, dim=-1)
             v = F.linear(value, self.projection[2 * width :])
-        elif key is value:
+        else:
+            assert key is value, "keys come from the queries or from the values"
             q = F.linear(query, self.projection[:width])
             k, v = F.linear(key, self.projection[width:]).chunk(2, dim=-1)
-        else:
-            q, k, v = (
-                F.linear(x, weight)
-                for x, weight in zip((query, key, value), self.projection.chunk(3), strict=True)
-            )
         attended = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))
         return self.output(attended.transpose(1, 2).flatten(2))
 

@@ -6,124 +6,133 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from markupsafe import Markup
 
 from pipeline.artifacts import JSON, Artifact
-from pipeline.report.figures import Node, Series, duration, graph_picture, line_chart
+from pipeline.report.figures import Node, Points, duration, graph_picture, line_chart
 from pipeline.report.pictures import contact_sheet, png_uri
-from pipeline.tasks import TASKS
+from pipeline.report.samples import validation_samples
+from pipeline.tasks import TASKS, task_named
 
-NOT_PARTS = frozenset(
-    (
-        *("step", "samples", "seconds", "loss", "learning_rate", "gradient_norm"),
-        *("samples_per_second", "skipped", "memory_gib"),
-    )
-)
+SAMPLES = 6  # of every corruption, on its contact sheet
 
 
-def curves_section(
-    title: str, trainings: Mapping[str, tuple[Path, Mapping[str, JSON]]]
-) -> dict[str, Any] | None:
-    """The curves of trainings of one kind, each a (folder, summary) by the name of its stage.
-
-    None where they logged nothing.
-    """
-    logged = {name: rows for name, (folder, _) in trainings.items() if (rows := _rows(folder))}
-    if not logged:
-        return None
-    losses: dict[str, list[tuple[float, float]]] = {}
-    parts: dict[str, list[tuple[float, float]]] = {}
-    rates: dict[str, list[tuple[float, float]]] = {}
-    for name, rows in logged.items():
-        task = name.partition("-")[2] or name
-        l1 = sorted({key for row in rows for key in row if key.startswith("l1/")})
-        for key in l1 or ["loss"]:
-            losses[key.removeprefix("l1/") if l1 else task] = _points(rows, key)
-        others = {key for row in rows for key in row} - NOT_PARTS - set(l1)
-        parts |= {key: points for key in sorted(others) if (points := _points(rows, key))}
+def curves_section(title: str, trainings: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The curves of trainings of one kind, by the name of the stage."""
+    losses: dict[str, dict[str, Points]] = {}  # by kind and task
+    contrastive: dict[str, Points] = {}
+    rates: dict[str, Points] = {}
+    for stage, artifact in trainings.items():
+        task = stage.partition("-")[2]
+        rows = _rows(artifact.folder / "metrics.jsonl")
+        for key in sorted({key for row in rows for key in row if "/" in key}):  # as l1/sr2
+            kind, _, of_task = key.partition("/")
+            losses.setdefault(kind, {})[of_task] = _points(rows, key)
+        contrastive[task] = _points(rows, "contrastive")
         rates[task] = _points(rows, "learning_rate")
-    if len({tuple(points) for points in rates.values()}) == 1:
+    if len(set(map(tuple, rates.values()))) == 1:
         rates = {"": next(iter(rates.values()))}
     charts = [
-        _chart(losses, "Loss", log=True),
-        *(_chart({"": points}, key.capitalize(), log=False) for key, points in parts.items()),
-        _chart(rates, "Learning rate", log=False),
+        *(_chart(lines, f"{kind.upper()} loss", log=True) for kind, lines in losses.items()),
+        _chart(contrastive, "Contrastive loss"),
+        _chart(rates, "Learning rate"),
     ]
     return {
         "title": title,
-        "stages": [f"{name}: {_account(summary)}" for name, (_, summary) in trainings.items()],
-        "charts": [chart for chart in charts if chart],
+        "stages": [
+            f"{name}: {_account(each.manifest.summary)}" for name, each in trainings.items()
+        ],
+        "charts": [chart for chart in charts if chart["svg"]],
     }
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.strip()]
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(row["samples"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
+    return [(row["samples"], row[key]) for row in rows if row.get(key) is not None]
 
 
 def _account(summary: Mapping[str, JSON]) -> str:
-    counts = ("samples", "steps", "parameters", "skipped_steps")
-    parts = [
-        f"{summary[key]:,} {key.replace('_', ' ')}"
-        for key in counts
-        if summary.get(key) or (key in summary and key != "skipped_steps")
+    processes = summary["world_size"]
+    skipped = summary["skipped_steps"]
+    return (
+        f"{summary['samples']:,} samples in {summary['steps']:,} steps"
+        f"{f' ({skipped:,} skipped)' if skipped else ''}, "
+        f"{summary['parameters']:,} parameters, {processes} process{'es' * (processes > 1)}, "
+        f"{duration(summary['seconds'])}"
+    )
+
+
+def _chart(lines: Mapping[str, Points], title: str, *, log: bool = False) -> dict[str, Any]:
+    picture = line_chart(lines, title=title, x_label="samples", log=log)
+    return {"title": title, "note": "logarithmic" if log else "", "svg": Markup(picture)}
+
+
+def trained_on(corrupt: Sequence[Artifact], summary: Mapping[str, JSON]) -> int:
+    """How many photographs of a source are in training shards: those that some task could use.
+
+    `corrupt` are the shards made of it, `summary` is the source's own.
+    """
+    skipped = [
+        sum(
+            len(json.loads(record.read_text(encoding="utf-8"))["skipped"])
+            for record in (artifact.folder / "shards").glob("train-*.json")
+        )
+        for artifact in corrupt
     ]
-    if summary.get("world_size"):
-        parts.append(f"{summary['world_size']} process{'es' if summary['world_size'] > 1 else ''}")
-    if summary.get("seconds") is not None:
-        parts.append(duration(summary["seconds"]))
-    return ", ".join(parts)
+    # A source without shards is there for evaluation only.
+    return summary["images"] - summary["validation"] - min(skipped) if skipped else 0
 
 
-def _chart(
-    lines: Mapping[str, Sequence[tuple[float, float]]], title: str, *, log: bool
-) -> dict[str, Any] | None:
-    series = [
-        Series(name=name, number=number, points=points)
-        for number, (name, points) in enumerate(lines.items())
+def skipped_section(
+    sources: Mapping[str, Artifact],
+    corrupt: Mapping[str, Artifact],
+    scores: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, str]]:
+    """Every photograph that a stage lists as not usable, once, with the reason and the stages.
+
+    `scores` has the `scores.json` of every evaluation; a test set lists what it leaves out.
+    """
+    lists = [(name, each.manifest.summary["unreadable"]) for name, each in sources.items()]
+    lists += [(name, each.manifest.summary["skipped"]) for name, each in corrupt.items()]
+    lists += [
+        (f"{name}, {test_set}", each["skipped"])
+        for name, record in scores.items()
+        for test_set, each in record["test_sets"].items()
     ]
-    picture = line_chart(series, title=title, x_label="samples", log=log)
-    note = "logarithmic" if log else ""
-    return {"title": title, "note": note, "svg": Markup(picture)} if picture else None
-
-
-def skipped_section(corrupt: Mapping[str, Artifact]) -> list[dict[str, str]]:
-    """Every photograph that a corrupt stage could not use, once, and for which tasks."""
     found: dict[tuple[str, str], list[str]] = {}
-    for artifact in corrupt.values():
-        for each in artifact.manifest.summary["skipped"]:
-            tasks = found.setdefault((each["path"], each["reason"]), [])
-            tasks.append(artifact.manifest.summary["task"])
-    return [
-        {
-            "path": path,
-            "reason": reason,
-            "tasks": "every task" if len(tasks) == len(corrupt) else ", ".join(tasks),
-        }
-        for (path, reason), tasks in found.items()
-    ]
-
-
-def samples_section(
-    corrupted: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
-    configs: Mapping[str, Mapping[str, JSON]],
-) -> list[dict[str, Any]]:
-    """A contact sheet per task; `corrupted` has (corrupted, clean) patches by task, uint8 HWC."""
+    for where, photographs in lists:
+        for each in photographs:
+            found.setdefault((each["path"], each["reason"]), []).append(where)
+    every_task = set(corrupt)
     section = []
-    for name, (inputs, cleans) in corrupted.items():
+    for (path, reason), stages in found.items():
+        if corrupt and every_task <= set(stages):
+            stages = ["every task", *(name for name in stages if name not in every_task)]
+        section.append({"path": path, "reason": reason, "where": "; ".join(stages)})
+    return section
+
+
+def samples_section(corrupt: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """A contact sheet of validation patches per task; of the first source where there are more."""
+    of_task: dict[str, Artifact] = {}
+    for artifact in corrupt.values():
+        of_task.setdefault(artifact.manifest.summary["task"], artifact)
+    section = []
+    for name in (name for name in TASKS if name in of_task):
+        manifest = of_task[name].manifest
+        task = task_named(name, clip_noise=manifest.summary["clip"] is not False)
+        inputs, cleans = validation_samples(of_task[name].folder / "shards", task, SAMPLES)
         sheet = contact_sheet(list(zip(inputs, cleans, strict=True)))
+        row = manifest.config["task"]
+        drawn_with = [f"{key} {row[key]}" for key in row if key not in ("name", "corruption")]
         section.append(
             {
-                "task": name,
-                "title": TASKS[name].title,
-                "parameters": ", ".join(f"{key} {value}" for key, value in configs[name].items()),
+                "title": task.title,
+                "parameters": ", ".join([row["corruption"], *drawn_with]),
                 "count": len(inputs),
                 "patch": inputs[0].shape[0],
                 "target": cleans[0].shape[0],
@@ -152,8 +161,8 @@ def graph_section(
             "time": duration(seconds[name]),
             "fingerprint": each.manifest.fingerprint[:12],
             "version": each.manifest.version,
-            "host": each.manifest.provenance.get("host"),
-            "since": each.manifest.provenance.get("since"),
+            "host": each.manifest.provenance["host"],
+            "since": each.manifest.provenance["since"],
             "bytes": size(sum(file.bytes for file in each.manifest.files)),
         }
         for name, each in artifacts.items()
@@ -168,19 +177,15 @@ def graph_section(
 def provenance_section(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """Versions, machines and commands, and the config of every stage as it was resolved."""
     records = [each.manifest.provenance for each in artifacts.values()]
-    packages: dict[str, list[str]] = {}
+    packages: dict[str, dict[str, None]] = {}  # versions in the order of their stages, once each
     for record in records:
-        versions = {"Python": record.get("python"), **record.get("packages", {})}
-        for package, version in versions.items():
-            if version not in packages.setdefault(package, []):
-                packages[package].append(version)
+        for package, version in {"Python": record["python"], **record["packages"]}.items():
+            packages.setdefault(package, {})[version] = None
     return {
         "packages": packages,
-        "machines": list(dict.fromkeys(str(record.get("machine")) for record in records)),
-        "commands": list(
-            dict.fromkeys(shlex.join(map(str, record.get("command", ()))) for record in records)
-        ),
-        "finished": max((str(record.get("since", "")) for record in records), default=""),
+        "machines": list(dict.fromkeys(record["machine"] for record in records)),
+        "commands": list(dict.fromkeys(shlex.join(record["command"]) for record in records)),
+        "finished": max(record["since"] for record in records),
         "configs": {
             name: yaml.safe_dump(each.manifest.config, sort_keys=False, allow_unicode=True)
             for name, each in artifacts.items()

@@ -14,13 +14,7 @@ LABEL_GAP = 16  # between the labels at the ends of lines
 NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 164, 46, 50, 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """One line of a chart; `number` picks its colour."""
-
-    name: str
-    number: int
-    points: Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,24 +23,20 @@ class Node:
 
     name: str
     kind: str
-    seconds: float | None
+    seconds: float
     inputs: tuple[str, ...]
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool = False) -> str:
-    """A chart of lines over samples, each labelled at its end; empty where there is no point."""
-    drawn = [
-        Series(name=each.name, number=each.number, points=points)
-        for each in series
-        if (points := _drawable(each.points, log))
-    ]
+def line_chart(lines: Mapping[str, Points], *, title: str, x_label: str, log: bool = False) -> str:
+    """A chart of lines by name, each labelled at its end; empty where there is no point."""
+    drawn = {name: points for name, every in lines.items() if (points := _drawable(every, log))}
     if not drawn:
         return ""
-    values = [y for each in drawn for _, y in each.points]
-    last_x = max(x for each in drawn for x, _ in each.points) or 1.0
+    values = [y for points in drawn.values() for _, y in points]
+    last_x = max(x for points in drawn.values() for x, _ in points) or 1.0
     ticks = _log_ticks(values) if log else _linear_ticks(min(0.0, *values), max(values))
     low, high = ticks[0], ticks[-1]
-    right = WIDTH - (RIGHT_OF_LABELS if any(each.name for each in drawn) else RIGHT)
+    right = WIDTH - (RIGHT_OF_LABELS if any(drawn) else RIGHT)
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = _share(y, low, high, log)
@@ -68,30 +58,29 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool 
             )
     middle = (LEFT + right) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
-    ends = _apart([place(*each.points[-1])[1] for each in drawn])
-    for each, end in zip(drawn, ends, strict=True):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in each.points))
-        colour = f"var(--series-{each.number % 6 + 1})"
-        if len(each.points) == 1:
-            x, y = place(*each.points[0])
+    ends = _apart([place(*points[-1])[1] for points in drawn.values()])
+    for number, ((name, points), end) in enumerate(zip(drawn.items(), ends, strict=True)):
+        places = [place(*point) for point in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        colour = f"var(--series-{number % 6 + 1})"
+        if len(places) == 1:
+            x, y = places[0]
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
         parts.append(f'<polyline class="line" points="{path}" stroke="{colour}"/>')
         parts.append(
             f'<text class="label" x="{right + 8}" y="{end + 5:.1f}" fill="{colour}">'
-            f"{escape(each.name)}</text>"
+            f"{escape(name)}</text>"
         )
     return "".join([*parts, "</svg>"])
 
 
 def graph_picture(nodes: Sequence[Node]) -> str:
     """The graph from left to right, every stage as late as its dependents allow."""
-    if not nodes:
-        return ""
     columns = _columns(nodes)
     places = _places(columns)
     width = len(columns) * (NODE_WIDTH + COLUMN_GAP) - COLUMN_GAP + 4
     height = max(y for _, y in places.values()) + NODE_HEIGHT + 4
-    slowest = max((node.seconds or 0.0 for node in nodes), default=0.0) or 1.0
+    slowest = max(node.seconds for node in nodes) or 1.0
     described = ", ".join(f"{node.name} {duration(node.seconds)}" for node in nodes)
     parts = [
         f'<svg class="graph" viewBox="-2 -2 {width} {height:.0f}" width="{width}" role="img" '
@@ -111,10 +100,8 @@ def graph_picture(nodes: Sequence[Node]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Seconds in words that fit: 0.4 s, 12 s, 3 min 05 s, 7 h 12 min, 4 d 3 h."""
-    if seconds is None:
-        return ""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -127,7 +114,7 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def _drawable(points: Sequence[tuple[float, float]], log: bool) -> list[tuple[float, float]]:
+def _drawable(points: Points, log: bool) -> Points:
     return [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
 
 
@@ -147,10 +134,11 @@ def _linear_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
-    """Numbers of the form 1, 2, 5 × 10^n around `values`, thinned to a handful."""
+    """Round numbers around `values`, finer within a decade, thinned to a handful."""
     low, high = min(values), max(values)
+    factors = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if high < 10 * low else (1, 2, 5)
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    grid = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+    grid = [float(f"{factor}e{power}") for power in powers for factor in factors]
     first = max(i for i, tick in enumerate(grid) if tick <= low)
     last = min(i for i, tick in enumerate(grid) if tick >= high and i > first)
     ticks = grid[first : last + 1]
@@ -180,12 +168,15 @@ def _apart(positions: Sequence[float]) -> list[float]:
     moved = list(positions)
     for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + LABEL_GAP)
-    surplus = max((moved[i] for i in order), default=0.0) - (HEIGHT - BOTTOM)
+    surplus = max(moved) - (HEIGHT - BOTTOM)
     return [each - max(0.0, surplus) for each in moved]
 
 
-def _spoken(title: str, series: Sequence[Series]) -> str:
-    ends = (f"{s.name} from {_short(s.points[0][1])} to {_short(s.points[-1][1])}" for s in series)
+def _spoken(title: str, lines: Mapping[str, Points]) -> str:
+    ends = (
+        f"{name} from {_short(points[0][1])} to {_short(points[-1][1])}".strip()
+        for name, points in lines.items()
+    )
     return f"{title}: {'; '.join(ends)}"
 
 
@@ -234,12 +225,12 @@ def _direct(node: Node, nodes: Sequence[Node]) -> list[str]:
 
 def _box(node: Node, place: tuple[float, float], slowest: float) -> str:
     x, y = place
-    share = (node.seconds or 0.0) / slowest
+    share = node.seconds / slowest
     name = re.sub(rf"^{re.escape(node.kind)}[-@]", "", node.name)
     name = name if len(name) <= 22 else f"{name[:21]}…"
-    below = [node.kind] if name != node.name else []
-    if node.seconds is not None:
-        below.append(duration(node.seconds))
+    below = duration(node.seconds)
+    if name != node.name:
+        below = f"{node.kind} · {below}"
     return (
         f'<g class="node {escape(node.kind)}"><title>{escape(node.name)}</title>'
         f'<rect class="box" x="{x}" y="{y:.1f}" width="{NODE_WIDTH}" '
@@ -247,6 +238,6 @@ def _box(node: Node, place: tuple[float, float], slowest: float) -> str:
         f'<rect class="time" x="{x + 11}" y="{y + NODE_HEIGHT - 8:.1f}" '
         f'width="{max(2.0, share * (NODE_WIDTH - 22)):.1f}" height="3" rx="1.5"/>'
         f'<text class="name" x="{x + 11}" y="{y + 18:.1f}">{escape(name)}</text>'
-        f'<text class="seconds" x="{x + 11}" y="{y + 33:.1f}">{escape(" · ".join(below))}</text>'
+        f'<text class="seconds" x="{x + 11}" y="{y + 33:.1f}">{escape(below)}</text>'
         "</g>"
     )

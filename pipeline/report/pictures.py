@@ -56,36 +56,27 @@ def most_different(one: np.ndarray, other: np.ndarray, *, size: tuple[int, int])
 
 
 def contact_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(corrupted, clean) pairs as one picture with transparent gaps: clean above, corrupted below.
+    """(corrupted, clean) squares as one picture, RGBA: clean above, corrupted below.
 
     A smaller corrupted image is shown in blocks, as many pixels as it has. Large samples are cut
     to their middle.
     """
-    columns = []
-    for corrupted, clean in pairs:
-        scale = clean.shape[0] // corrupted.shape[0]
-        part = _middle(corrupted, TILE // scale)
-        blocks = part.repeat(scale, axis=0).repeat(scale, axis=1)
-        tiles = [_middle(clean, TILE // scale * scale), blocks]
-        columns.append(_joined(tiles, axis=0))
-    return _joined(columns, axis=1)
+    corrupted, clean = pairs[0]
+    scale = clean.shape[0] // corrupted.shape[0]
+    shown = min(corrupted.shape[0], TILE // scale)  # pixels of the corrupted image
+    side = shown * scale
+    pitch = side + GAP
+    sheet = np.zeros((pitch + side, pitch * len(pairs) - GAP, 4), dtype=np.uint8)
+    for number, (corrupted, clean) in enumerate(pairs):
+        blocks = _middle(corrupted, shown).repeat(scale, axis=0).repeat(scale, axis=1)
+        left = number * pitch
+        for top, tile in ((0, _middle(clean, side)), (pitch, blocks)):
+            sheet[top : top + side, left : left + side, :3] = tile
+            sheet[top : top + side, left : left + side, 3] = 255
+    return sheet
 
 
 def _middle(image: np.ndarray, size: int) -> np.ndarray:
     height, width = image.shape[:2]
-    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+    top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
-
-
-def _joined(tiles: Sequence[np.ndarray], *, axis: int) -> np.ndarray:
-    opaque = [
-        tile
-        if tile.shape[2] == 4
-        else np.dstack([tile, np.full(tile.shape[:2], 255, dtype=np.uint8)])
-        for tile in tiles
-    ]
-    shape = list(opaque[0].shape)
-    shape[axis] = GAP
-    gap = np.zeros(shape, dtype=np.uint8)
-    between = [each for tile in opaque for each in (gap, tile)][1:]
-    return np.concatenate(between, axis=axis)

@@ -7,10 +7,11 @@ from pipeline.artifacts import JSON
 from pipeline.published_results import (
     PublishedResult,
     PublishedTable,
+    benchmark_named,
     differences,
     published_tables,
 )
-from pipeline.report.verdict import VERSIONS, VerdictRow
+from pipeline.report.verdict import MODELS, VERSIONS, Scores, VerdictRow
 from pipeline.tasks import TASKS
 
 
@@ -27,34 +28,24 @@ def published_section(
         if not results:
             continue
         tasks = list(dict.fromkeys(each.task for each in results))
-        columns = [(task, name) for task in tasks for name in table.benchmarks]
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for each in results:
-            about = (each.method, each.source, each.remark)
             line = lines.setdefault(
-                about,
-                {
-                    "name": each.method,
-                    "about": _about(each, table),
-                    "cells": {},
-                    "ours": False,
-                },
+                (each.method, each.source, each.remark),
+                {"name": each.method, "about": _about(each, table), "cells": {}, "ours": False},
             )
             line["cells"][(each.task, each.benchmark)] = _published_cell(each)
-        ours, reasons = _ours(results, rows, protocols)
+        has_ssim = any(each.ssim is not None for each in results)
+        ours, reasons = _ours(
+            table, [row for row in rows if row.task in tasks], protocols, with_ssim=has_ssim
+        )
         section.append(
             {
-                "title": table.title,
-                "explanation": table.explanation,
-                "source": table.source,
-                "noise": table.noise,
-                "remark": table.remark,
-                "tasks": [(TASKS[task].title, len(table.benchmarks)) for task in tasks],
-                "columns": columns,
+                "table": table,
+                "tasks": [TASKS[task].title for task in tasks],
+                "columns": [(task, name) for task in tasks for name in table.benchmarks],
                 "lines": [*lines.values(), *ours],
-                "channel": table.channel,
-                "border": table.border,
-                "has_ssim": any(each.ssim is not None for each in results),
+                "has_ssim": has_ssim,
                 "reasons": reasons,
             }
         )
@@ -77,56 +68,41 @@ def _published_cell(result: PublishedResult) -> str:
     return f"{result.psnr:.{digits}f}{ssim}"
 
 
-def _our_cell(scores: Mapping[str, float | None], *, channel: str, with_ssim: bool) -> str:
+def _our_cell(scores: Scores, *, channel: str, with_ssim: bool) -> str:
     psnr, ssim = scores[f"psnr_{channel}"], scores[f"ssim_{channel}"]
     text = "∞" if psnr is None else f"{psnr:.2f}"
     return f"{text} / {ssim:.4f}" if with_ssim else text
 
 
 def _ours(
-    results: Sequence[PublishedResult],
+    table: PublishedTable,
     rows: Sequence[VerdictRow],
     protocols: Mapping[str, Mapping[str, JSON]],
+    *,
+    with_ssim: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Our lines for a published table, and for every row of ours that has no place in it, why."""
     ours: dict[str, dict[str, Any]] = {}
     reasons = []
     for row in rows:
-        candidates = [each for each in results if each.task == row.task]
-        if not candidates:
-            continue
         protocol = protocols[row.task]
-        found = [
-            (
-                differences(
-                    each,
-                    test_set=row.test_set,
-                    images=row.images,
-                    border=protocol["border"],
-                    noise=protocol["noise"],
-                ),
-                each,
-            )
-            for each in candidates
-        ]
-        fewest, closest = min(found, key=lambda pair: len(pair[0]))
-        if fewest:
-            reasons.append(f"{TASKS[row.task].title} on {row.test_set}: {'; '.join(fewest)}")
+        reason = differences(
+            table,
+            test_set=row.test_set,
+            images=row.images,
+            border=protocol["border"],
+            noise=protocol["noise"],
+        )
+        if reason:
+            reasons.append(f"{TASKS[row.task].title} on {row.test_set}: {'; '.join(reason)}")
             continue
-        for model in ("dncnn", "ipt"):
-            scores = getattr(row, model)
-            if scores is None:
-                continue
-            line = ours.setdefault(
-                model,
-                {
-                    "name": f"{VERSIONS[model]}, this run",
-                    "about": "same photographs and protocol",
-                    "cells": {},
-                    "ours": True,
-                },
+        benchmark = benchmark_named(row.test_set)
+        assert benchmark is not None  # or there was a reason
+        for model, scores in row.models.items():
+            name = f"{VERSIONS[model]}, this run"
+            about = "same photographs and protocol"
+            line = ours.setdefault(model, {"name": name, "about": about, "cells": {}, "ours": True})
+            line["cells"][(row.task, benchmark.name)] = _our_cell(
+                scores, channel=table.channel.lower(), with_ssim=with_ssim
             )
-            line["cells"][(row.task, closest.benchmark)] = _our_cell(
-                scores, channel=closest.channel.lower(), with_ssim=closest.ssim is not None
-            )
-    return list(ours.values()), reasons
+    return [ours[model] for model in MODELS if model in ours], reasons

@@ -9,6 +9,7 @@ from pipeline.tasks import TASKS, Bicubic, RainStreaks, Task
 
 Scores = Mapping[str, float | None]  # psnr_rgb, psnr_y, ssim_rgb, ssim_y; None: equal images
 VERSIONS = {"corrupted": "Input", "dncnn": "DnCNN", "ipt": "IPT", "clean": "Clean"}  # of an image
+MODELS = ("dncnn", "ipt")
 SMALLEST_MEASUREMENT = 1000  # photographs trained on, below which a run only tries the pipeline
 TIE = 0.005  # dB: equal at the two digits that are printed
 
@@ -25,17 +26,29 @@ class VerdictRow:
     ipt: Scores | None = None
     skipped: int = 0  # photographs left out of the test set
 
+    @property
+    def models(self) -> dict[str, Scores]:
+        """The means after, of the models that there are."""
+        models = {"dncnn": self.dncnn, "ipt": self.ipt}
+        return {name: scores for name, scores in models.items() if scores is not None}
+
+    def lead(self, one: Scores, other: Scores) -> float:
+        """How many dB `one` is above `other`, on the scale that the task is compared by."""
+        name = headline_score(TASKS[self.task])
+        first, second = _or_infinity(one[name]), _or_infinity(other[name])
+        return 0.0 if first == second else first - second
+
 
 def verdict_rows(records: Sequence[Mapping[str, Any]]) -> list[VerdictRow]:
     """Every (task, test set) of the `scores.json` records, in the order of TASKS."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         for test_set, scores in record["test_sets"].items():
-            row = rows.setdefault((record["task"], test_set), {"corrupted": None})
+            row = rows.setdefault((record["task"], test_set), {})
             row["corrupted"] = scores["mean"]["corrupted"]
             row["images"] = len(scores["images"])
-            row["skipped"] = len(scores.get("skipped", ()))
-            row["dncnn" if record["model"] == "dncnn" else "ipt"] = scores["mean"]["restored"]
+            row["skipped"] = len(scores["skipped"])
+            row[model_of(record)] = scores["mean"]["restored"]
     order = list(TASKS)
     return [
         VerdictRow(task=task, test_set=test_set, **row)
@@ -43,6 +56,11 @@ def verdict_rows(records: Sequence[Mapping[str, Any]]) -> list[VerdictRow]:
             rows.items(), key=lambda item: (order.index(item[0][0]), item[0][1])
         )
     ]
+
+
+def model_of(record: Mapping[str, Any]) -> str:
+    """Which of MODELS a `scores.json` record is of; pretrained and fine-tuned are both IPT."""
+    return "dncnn" if record["model"] == "dncnn" else "ipt"
 
 
 def headline_score(task: Task) -> str:
@@ -68,50 +86,50 @@ def version_name(key: str, task: Task) -> str:
 
 def headline(rows: Sequence[VerdictRow]) -> str:
     """The whole run in one line."""
-    both = [row for row in rows if row.ipt is not None and row.dncnn is not None]
-    if both:
-        leads = [_difference(row, row.ipt, row.dncnn) for row in both]
-        ahead = sum(lead >= TIE for lead in leads)
-        behind = sum(lead <= -TIE for lead in leads)
-        if ahead > behind:
-            return f"IPT is ahead of DnCNN in {_of(ahead, len(both))}"
-        if behind > ahead:
-            return f"DnCNN is ahead of IPT in {_of(behind, len(both))}"
-        return f"IPT and DnCNN are level over {_count(len(both), 'comparison')}"
-    better = [row for row in rows if _difference(row, row.ipt or row.dncnn, row.corrupted) >= TIE]
     if not rows:
         return "Nothing was evaluated"
-    name = "IPT" if any(row.ipt for row in rows) else "DnCNN"
-    return f"{name} improves on its input in {_of(len(better), len(rows))}"
+    leads = [row.lead(row.ipt, row.dncnn) for row in rows if row.ipt and row.dncnn]
+    ahead, behind = sum(lead >= TIE for lead in leads), sum(lead <= -TIE for lead in leads)
+    if ahead and behind:
+        return f"IPT is ahead of DnCNN in {ahead}, behind in {_of(behind, len(leads))}"
+    if ahead:
+        return f"IPT is ahead of DnCNN in {_of(ahead, len(leads))}"
+    if behind:
+        return f"DnCNN is ahead of IPT in {_of(behind, len(leads))}"
+    if leads:
+        return f"IPT and DnCNN are level over {_count(len(leads), 'comparison')}"
+    gains = [max(row.lead(each, row.corrupted) for each in row.models.values()) for row in rows]
+    names = " or ".join(
+        VERSIONS[name] for name in MODELS if any(name in row.models for row in rows)
+    )
+    return f"{names} improves on its input in {_of(sum(gain >= TIE for gain in gains), len(rows))}"
 
 
 def sentence(row: VerdictRow) -> str:
     """One row in words: who beats what, by how much."""
-    task = TASKS[row.task]
-    models = {"IPT": row.ipt, "DnCNN": row.dncnn}
-    present = {name: scores for name, scores in models.items() if scores is not None}
     parts = []
-    if len(present) == 2:
-        lead = _difference(row, row.ipt, row.dncnn)
+    if row.ipt and row.dncnn:
+        lead = row.lead(row.ipt, row.dncnn)
+        first, second = ("IPT", "DnCNN") if lead > 0 else ("DnCNN", "IPT")
         if abs(lead) < TIE:
             parts.append("IPT and DnCNN are level")
         else:
-            first, second = ("IPT", "DnCNN") if lead > 0 else ("DnCNN", "IPT")
             parts.append(f"{first} beats {second} by {_decibels(abs(lead))}")
-    gains = {name: _difference(row, scores, row.corrupted) for name, scores in present.items()}
-    for name, gain in gains.items():
-        verb = "gains" if gain >= 0 else "loses"
-        parts.append(f"{name} {verb} {_decibels(abs(gain))}")
-    return f"{'; '.join(parts)} against the {corrupted_name(task)}."
+    for name in reversed(MODELS):
+        if name in row.models:
+            gain = row.lead(row.models[name], row.corrupted)
+            verb = "gains" if gain >= 0 else "loses"
+            parts.append(f"{VERSIONS[name]} {verb} {_decibels(abs(gain))}")
+    return f"{'; '.join(parts)} against the {corrupted_name(TASKS[row.task])}."
 
 
-def smoke_test(trained_on: int, held_out: int) -> str | None:
+def smoke_test(trained_on: int, scored_on: int) -> str | None:
     """A plain warning where a run is too small to say anything about the method."""
     if trained_on >= SMALLEST_MEASUREMENT:
         return None
     return (
-        f"{_count(trained_on, 'photograph')} trained on, {_count(held_out, 'photograph')} held "
-        "out: a smoke test of the pipeline, not a measurement of the method."
+        f"{_count(trained_on, 'photograph')} trained on, {_count(scored_on, 'photograph')} scored "
+        "on: a smoke test of the pipeline, not a measurement of the method."
     )
 
 
@@ -120,8 +138,8 @@ def verdict_axis(rows: Sequence[VerdictRow]) -> tuple[float, float, list[int]]:
     values = [
         value
         for row in rows
-        for scores in (row.corrupted, row.dncnn, row.ipt)
-        if scores and (value := scores[headline_score(TASKS[row.task])]) is not None
+        for scores in (row.corrupted, *row.models.values())
+        if (value := scores[headline_score(TASKS[row.task])]) is not None
     ]
     if not values:
         return 0.0, 1.0, []
@@ -137,17 +155,16 @@ def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
     for row in rows:
         task = TASKS[row.task]
         name = headline_score(task)
-        models = [(key, getattr(row, key)) for key in ("corrupted", "dncnn", "ipt")]
-        present = [(key, scores) for key, scores in models if scores is not None]
-        dots = [
+        lines = {"corrupted": row.corrupted, **row.models}
+        dots: list[dict[str, Any]] = [
             {
                 "key": key,
                 "name": VERSIONS[key],
-                "value": scores[name],
-                "left": 100 * (scores[name] - low) / (high - low),
+                "value": value,
+                "left": 100 * (value - low) / (high - low),
             }
-            for key, scores in present
-            if scores[name] is not None
+            for key, scores in lines.items()
+            if (value := scores[name]) is not None
         ]
         # Labels of neighbours stand above and below the line in turn.
         for number, dot in enumerate(sorted(dots, key=lambda dot: dot["left"])):
@@ -169,48 +186,38 @@ def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
                         "scores": scores,
                         "gains": _gains(scores, row.corrupted) if key != "corrupted" else None,
                     }
-                    for key, scores in present
+                    for key, scores in lines.items()
                 ],
-                "best": _best(present[1:]),
+                "best": _best(row.models),
             }
         )
     return section
 
 
 def _gains(scores: Scores, before: Scores) -> dict[str, float | None]:
-    gains: dict[str, float | None] = {}
-    for name, value in scores.items():
-        was = before[name]
-        gains[name] = None if value is None or was is None else value - was
-    return gains
+    return {
+        name: None if value is None or (was := before[name]) is None else value - was
+        for name, value in scores.items()
+    }
 
 
-def _best(models: Sequence[tuple[str, Scores]]) -> dict[str, set[str]]:
-    """Which models are best at each score, at the digits printed."""
+def _best(models: Mapping[str, Scores]) -> dict[str, set[str]]:
+    """Which models are best at each score, at the digits printed; none where there is only one."""
     if len(models) < 2:
         return {}
     best: dict[str, set[str]] = {}
-    for name in models[0][1]:
-        digits = 2 if name.startswith("psnr") else 4
-        rounded = {key: round(_or_infinity(scores[name]), digits) for key, scores in models}
+    for name, digits in (("psnr_rgb", 2), ("psnr_y", 2), ("ssim_rgb", 4), ("ssim_y", 4)):
+        rounded = {key: round(_or_infinity(scores[name]), digits) for key, scores in models.items()}
         best[name] = {key for key, value in rounded.items() if value == max(rounded.values())}
     return best
 
 
-def _or_infinity(value: float | None) -> float:
-    return float("inf") if value is None else value
-
-
-def _difference(row: VerdictRow, one: Scores | None, other: Scores | None) -> float:
-    name = headline_score(TASKS[row.task])
-    assert one is not None
-    assert other is not None
-    first, second = _or_infinity(one[name]), _or_infinity(other[name])
-    return 0.0 if first == second else first - second
+def _or_infinity(psnr: float | None) -> float:
+    return math.inf if psnr is None else psnr
 
 
 def _decibels(value: float) -> str:
-    return "∞ dB" if value == float("inf") else f"{value:.2f} dB"
+    return "∞ dB" if value == math.inf else f"{value:.2f} dB"
 
 
 def _count(number: int, noun: str) -> str:

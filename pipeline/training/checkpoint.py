@@ -9,23 +9,16 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.artifacts import (
-    Artifact,
-    ArtifactError,
-    open_artifact,
-    seal,
-    sync_folder,
-    verify,
-)
+from pipeline.artifacts import ArtifactError, open_artifact, seal, sync_folder, verify
 from pipeline.training.optimizer import MOMENTS
 from pipeline.training.torch_engine import TorchEngine
 
@@ -65,7 +58,7 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 weights and the buffers of the model, by their names in it."""
-        return dict(_read(self.folder / WEIGHTS))
+        return _read(self.folder / WEIGHTS)
 
     def load_weights(self, model: nn.Module) -> None:
         weights, expected = self.weights(), model.state_dict()
@@ -76,18 +69,16 @@ class Checkpoint:
         parameters = dict(engine.objective.model.named_parameters())
         for moment in MOMENTS:
             path = self.folder / f"{moment}.safetensors"
-            moments = dict(_read(path))
+            moments = _read(path)
             _check_names(path, moments, parameters)
             for name, parameter in parameters.items():
                 engine.set_moment(parameter, moment, moments[name])
         engine.set_adam_steps(self.state.adam_steps)
 
 
-def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                yield name, file.get_tensor(name)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: can't be read ({error}); delete its folder") from error
 
@@ -120,20 +111,21 @@ class CheckpointFolder:
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; those that don't are reported and passed over."""
         for folder in reversed(self._folders()):
-            checkpoint = self._open(folder)
-            if checkpoint is not None:
-                return checkpoint
+            try:
+                return self._verified(folder)
+            except (ArtifactError, OSError, KeyError, TypeError) as error:
+                logger.warning("%s: damaged (%s); using the checkpoint before it", folder, error)
         return None
 
     def at(self, step: int) -> Checkpoint:
-        """The checkpoint of a step, which another rank has verified."""
+        """The checkpoint of a step, which rank 0 has verified or written."""
         artifact = open_artifact(self._path(step))
         if artifact is None:
             raise CheckpointError(
                 f"{self._path(step)}: not visible from this machine; "
                 "runtime.runs must be on a file system that all machines share"
             )
-        return _checkpoint(artifact)
+        return Checkpoint(folder=artifact.folder, state=TrainState(**artifact.manifest.summary))
 
     def _folders(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -144,23 +136,17 @@ class CheckpointFolder:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _open(self, folder: Path) -> Checkpoint | None:
-        try:
-            artifact = open_artifact(folder)
-            problems = ["has no manifest"] if artifact is None else verify(artifact)
-        except (ArtifactError, OSError, TypeError) as error:
-            artifact, problems = None, [str(error)]
+    def _verified(self, folder: Path) -> Checkpoint:
+        artifact = open_artifact(folder)
+        problems = verify(artifact) if artifact else ["has no manifest"]
         if artifact is None or problems:
-            logger.warning(
-                "%s: damaged (%s); using the checkpoint before it", folder, "; ".join(problems)
-            )
-            return None
+            raise ArtifactError("; ".join(problems))
         if artifact.manifest.fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"{folder}: belongs to the training {artifact.manifest.fingerprint[:12]}, this "
                 f"one is {self.fingerprint[:12]}; move it away"
             )
-        return _checkpoint(artifact)
+        return Checkpoint(folder=folder, state=TrainState(**artifact.manifest.summary))
 
     def save(self, engine: TorchEngine, state: TrainState) -> Path:
         """Write the checkpoint of `state.step`, whole or not at all, and rotate the old ones.
@@ -169,22 +155,23 @@ class CheckpointFolder:
         """
         state.adam_steps = engine.adam_steps()
         final = self._path(state.step)
-        writes = engine.place.rank == 0
+        is_writer = engine.place.rank == 0
         temporary = self.folder / f"{UNFINISHED}{final.name}"
         model = engine.objective.model
         parameters = dict(model.named_parameters())
-        state_dict = model.state_dict()
-        buffers = [(name, each) for name, each in state_dict.items() if name not in parameters]
+        buffers = (
+            (name, each) for name, each in model.state_dict().items() if name not in parameters
+        )
+        weights = ((name, engine.weight(each)) for name, each in parameters.items())
         try:
-            if writes:
+            if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-            weights = ((name, engine.weight(each)) for name, each in parameters.items())
-            _write(temporary / WEIGHTS, [*_collected(weights, writes), *buffers], writes)
+            _write(temporary / WEIGHTS, chain(weights, buffers), keep=is_writer)
             for moment in MOMENTS:
                 moments = ((name, engine.moment(p, moment)) for name, p in parameters.items())
-                _write(temporary / f"{moment}.safetensors", _collected(moments, writes), writes)
-            if writes:
+                _write(temporary / f"{moment}.safetensors", moments, keep=is_writer)
+            if is_writer:
                 self._finish(temporary, final, state)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -220,31 +207,13 @@ class CheckpointFolder:
         shutil.rmtree(trash)
 
 
-def _checkpoint(artifact: Artifact) -> Checkpoint:
-    return Checkpoint(folder=artifact.folder, state=TrainState(**artifact.manifest.summary))
-
-
-def _collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> list[tuple[str, Tensor]]:
-    """Go through all tensors, which may take every rank; copies on the CPU where they are kept."""
-    collected = []
+def _write(path: Path, tensors: Iterable[tuple[str, Tensor]], *, keep: bool) -> None:
+    """Go through all tensors, which may take every rank, and write them where they are kept."""
+    kept = {}
     for name, tensor in tensors:
         if keep:
-            collected.append((name, tensor.detach().to("cpu", copy=True).contiguous()))
-    return collected
-
-
-def _write(path: Path, tensors: Iterable[tuple[str, Tensor]], writes: bool) -> None:
-    if not writes:
-        return
-    save_file({name: each.detach().cpu().contiguous() for name, each in tensors}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def same_on_all_ranks(step: int, engine_device: torch.device, world_size: int) -> int:
-    """The step that rank 0 chose, on every rank."""
-    if world_size == 1:
-        return step
-    chosen = torch.tensor(step, device=engine_device)
-    torch.distributed.broadcast(chosen, src=0)
-    return int(chosen.item())
+            kept[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    if keep:
+        save_file(kept, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

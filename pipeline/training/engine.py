@@ -3,6 +3,7 @@
 The only module that builds an Accelerator or imports deepspeed, and that only where DeepSpeed runs.
 """
 
+import atexit
 import math
 import os
 import warnings
@@ -13,6 +14,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedDataParallelKwargs,
@@ -55,9 +57,11 @@ def started(
             "torchrun or accelerate launch, or unset WORLD_SIZE"
         )
     place = share_out(config, runtime, rank=rank, world_size=world_size)
+    torch.set_num_threads(runtime.threads_per_process)  # the bits of a sum depend on it
     _reset_accelerate()
     try:
         accelerator = _accelerator(name, config, runtime, place, log_folder)
+        atexit.register(_leave_process_group)
         # Without a process group of its own, every rank would take itself for the only one.
         if (accelerator.num_processes, accelerator.process_index) != (world_size, rank):
             raise LaunchError(
@@ -76,9 +80,22 @@ def _reset_accelerate() -> None:
     GradientState._reset_state()
 
 
+def _leave_process_group() -> None:
+    """Python must not end while a thread of gloo is at work: once in fifty, that aborts it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _accelerator(
     name: EngineName, config: TrainingConfig, runtime: Runtime, place: Place, log_folder: str
 ) -> Accelerator:
+    available = [str(tracker) for tracker in get_available_trackers()]
+    missing = [tracker for tracker in runtime.trackers if tracker not in available]
+    if missing:
+        raise LaunchError(
+            f"runtime.trackers: {', '.join(missing)} is not installed; install it, or choose among "
+            f"{', '.join(available)}"
+        )
     on_gpu = torch.cuda.is_available()
     group = InitProcessGroupKwargs(backend=None if on_gpu else "gloo", timeout=TIMEOUT)
     plugin = None
@@ -86,7 +103,7 @@ def _accelerator(
         if not on_gpu:
             _prepare_deepspeed_on_cpu()
         dictionary = deepspeed_config(name, config, place, on_gpu=on_gpu)
-        plugin = _plugin_class()(hf_ds_config=dictionary, zero3_init_flag=False)
+        plugin = _Plugin(hf_ds_config=dictionary, zero3_init_flag=False)
     # Looking for unused parameters also keeps ddp from regrouping its buckets after the first
     # step, by which a resumed run would sum over ranks in another order than an uninterrupted one.
     # The sum of two does not depend on the order.
@@ -94,28 +111,18 @@ def _accelerator(
     ddp = DistributedDataParallelKwargs(
         find_unused_parameters=looks_for_unused, broadcast_buffers=False
     )
-    try:
-        accelerator = Accelerator(
-            # DeepSpeed on CPUs must not hear of it: it would be turned off.
-            cpu=name == "ddp" and not on_gpu,
-            mixed_precision="no",
-            deepspeed_plugin=plugin,
-            # Both given here, or the launcher's environment would decide.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=place.accumulation),
-            dynamo_plugin=TorchDynamoPlugin(backend="no"),
-            kwargs_handlers=[group, ddp] if place.world_size > 1 or plugin else [],
-            log_with=list(runtime.trackers) or None,
-            project_dir=log_folder,
-        )
-    except ValueError as error:
-        if "Unsupported logging capability" in str(error):
-            raise LaunchError(f"runtime.trackers: {error}") from None
-        raise
-    found = [str(tracker) for tracker in accelerator.log_with]
-    missing = [each for each in runtime.trackers if each not in found]
-    if missing:
-        raise LaunchError(f"runtime.trackers: {', '.join(missing)} is not installed; install it")
-    return accelerator
+    return Accelerator(
+        # DeepSpeed on CPUs must not hear of it: it would be turned off.
+        cpu=name == "ddp" and not on_gpu,
+        mixed_precision="no",
+        deepspeed_plugin=plugin,
+        # Both given here, or the launcher's environment would decide.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=place.accumulation),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
+        kwargs_handlers=[group, ddp] if place.world_size > 1 or plugin else [],
+        log_with=list(runtime.trackers) or None,
+        project_dir=log_folder,
+    )
 
 
 def _prepare_deepspeed_on_cpu() -> None:
@@ -129,17 +136,14 @@ def _prepare_deepspeed_on_cpu() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _plugin_class() -> type[DeepSpeedPlugin]:
-    class Plugin(DeepSpeedPlugin):
-        """accelerate's plugin with our dictionary left as it is, and without `transformers`."""
+class _Plugin(DeepSpeedPlugin):
+    """accelerate's plugin with our dictionary left as it is, and without `transformers`."""
 
-        def set_deepspeed_weakref(self) -> None:
-            self.dschf = None
+    def set_deepspeed_weakref(self) -> None:
+        self.dschf = None
 
-        def set_mixed_precision(self, mixed_precision: str) -> None:
-            """The model enters autocast itself; DeepSpeed stays float32."""
-
-    return Plugin
+    def set_mixed_precision(self, mixed_precision: str) -> None:
+        """The model enters autocast itself; DeepSpeed stays float32."""
 
 
 def build_engine(

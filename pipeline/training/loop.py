@@ -2,8 +2,9 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,12 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import Runtime, TrainingConfig
 from pipeline.graph import Progress, StageError, StoppedWithCheckpoint, report_nothing
 from pipeline.training.batch_statistics import BatchStatistics
-from pipeline.training.checkpoint import (
-    Checkpoint,
-    CheckpointFolder,
-    TrainState,
-    same_on_all_ranks,
-)
+from pipeline.training.checkpoint import Checkpoint, CheckpointFolder, TrainState
 from pipeline.training.engine import build_engine, started
 from pipeline.training.logs import Interval, TrainingLog, peak_memory_gib
 from pipeline.training.objectives import Batch, Objective
@@ -38,12 +34,7 @@ class Trained:
     """A finished training, as every rank sees it."""
 
     checkpoint: Checkpoint  # the last one
-    rank: int
-    world_size: int
-
-    @property
-    def state(self) -> TrainState:
-        return self.checkpoint.state
+    place: Place
 
 
 def fit(
@@ -74,12 +65,13 @@ def fit(
         started(config, runtime, log_folder=str(folder / "logs")) as (accelerator, name, place),
     ):
         checkpoint = _find_checkpoint(checkpoints, place, accelerator.device)
-        if checkpoint is not None and checkpoint.state.step >= place.steps:
-            return Trained(checkpoint=checkpoint, rank=place.rank, world_size=place.world_size)
+        state = checkpoint.state if checkpoint else TrainState()
+        if checkpoint is not None and state.step >= place.steps:
+            return Trained(checkpoint=checkpoint, place=place)
         if checkpoint is not None:
             logger.info("going on from %s", checkpoint.folder)
             checkpoint.load_weights(objective.model)
-        place = replace(place, start_step=checkpoint.state.step if checkpoint else 0)
+        place = replace(place, start_step=state.step)
         objective.train()
         engine = build_engine(
             accelerator, name, objective, groups=groups, config=config, place=place
@@ -89,14 +81,14 @@ def fit(
         log = None
         if place.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            log = TrainingLog(folder, accelerator=accelerator, resumed_step=place.start_step)
+            log = TrainingLog(folder, accelerator=accelerator, resumed_step=state.step)
         try:
             training = _Training(
-                engine,
+                engine=engine,
                 config=config,
                 runtime=runtime,
                 checkpoints=checkpoints,
-                state=checkpoint.state if checkpoint else TrainState(),
+                state=state,
                 log=log,
                 images=images,
                 progress=progress,
@@ -106,9 +98,7 @@ def fit(
             if log is not None:
                 log.close()
             engine.close()
-        _wait_for_all(place)
-        final = checkpoints.at(place.steps)
-        return Trained(checkpoint=final, rank=place.rank, world_size=place.world_size)
+        return Trained(checkpoint=checkpoints.at(place.steps), place=place)
 
 
 def _find_checkpoint(
@@ -119,80 +109,68 @@ def _find_checkpoint(
     if place.rank == 0:
         checkpoints.clean()
         latest = checkpoints.latest()
-    step = same_on_all_ranks(latest.state.step if latest else -1, device, place.world_size)
-    if step < 0:
-        return None
-    return latest or checkpoints.at(step)
+    if place.world_size == 1:
+        return latest
+    chosen = torch.tensor(latest.state.step if latest else -1, device=device)
+    torch.distributed.broadcast(chosen, src=0)
+    step = int(chosen.item())
+    return checkpoints.at(step) if step >= 0 else None
 
 
-def _wait_for_all(place: Place) -> None:
-    """Until rank 0 has sealed the last checkpoint."""
-    if place.world_size > 1:
-        torch.distributed.barrier()
-
-
+@dataclass(kw_only=True)
 class _Training:
     """The loop's own variables; one `run` from the first step to the last or to a stop."""
 
-    def __init__(
-        self,
-        engine: TorchEngine,
-        *,
-        config: TrainingConfig,
-        runtime: Runtime,
-        checkpoints: CheckpointFolder,
-        state: TrainState,
-        log: TrainingLog | None,
-        images: Pictures | None,
-        progress: Progress,
-    ) -> None:
-        self.engine = engine
-        self.config = config
-        self.runtime = runtime
-        self.checkpoints = checkpoints
-        self.state = state
-        self.log = log
-        self.images = images
-        self.progress = progress
-        self.steps = engine.place.steps
-        self.statistics = BatchStatistics(engine.objective.model)
-        self.seconds_before = state.seconds
-        self.began = time.monotonic()
-        self.interval = Interval()
-        self.note = ""
+    engine: TorchEngine
+    config: TrainingConfig
+    runtime: Runtime
+    checkpoints: CheckpointFolder
+    state: TrainState
+    log: TrainingLog | None  # of rank 0
+    images: Pictures | None
+    progress: Progress
+    interval: Interval = field(default_factory=Interval)
+    note: str = ""  # the last loss, beside the progress
+
+    def __post_init__(self) -> None:
+        self.place = self.engine.place
+        self.model = self.engine.objective.model
+        self.statistics = BatchStatistics(self.model)
+        self.began = time.monotonic() - self.state.seconds  # as if it had never stopped
 
     def run(self, micro_batches: Iterable[Batch], stop: StopRequest) -> None:
         stream = iter(micro_batches)
-        while self.state.step < self.steps:
-            outcome = self._step(stream, stop)
-            state, runtime = self.state, self.runtime
-            is_last = state.step == self.steps
-            ends = is_last or outcome.stop_requested
+        state, runtime, steps = self.state, self.runtime, self.place.steps
+        stopping = False
+        while state.step < steps and not stopping:
+            rate = learning_rate(self.config, state.samples)
+            stopping = self._step(stream, rate=rate, stop=stop).stop_requested
+            ends = stopping or state.step == steps
+            state.seconds = time.monotonic() - self.began
             if state.step % runtime.log_every_steps == 0 or ends:
-                self._log()
-            if state.step % runtime.images_every_steps == 0 or is_last:
+                self._log(rate)
+            if state.step % runtime.images_every_steps == 0 or state.step == steps:
                 self._show_images()
             if state.step % runtime.checkpoint_every_steps == 0 or ends:
                 self._save()
-            if outcome.stop_requested and not is_last:
-                # A launcher that sees one rank end kills the others, which may be writing.
-                _wait_for_all(self.engine.place)
-                raise StoppedWithCheckpoint(
-                    f"stopped after step {state.step} of {self.steps} with a checkpoint; "
-                    "the same command goes on from there"
-                )
+        if self.place.world_size > 1:
+            # Rank 0 may still be writing, and a launcher that sees one rank end kills the others.
+            torch.distributed.barrier()
+        if stopping or stop:
+            raise StoppedWithCheckpoint(
+                f"stopped after step {state.step} of {steps} with a checkpoint; "
+                "the same command goes on from there"
+            )
 
-    def _step(self, stream: Iterator[Batch], stop: StopRequest) -> StepOutcome:
+    def _step(self, stream: Iterator[Batch], *, rate: float, stop: StopRequest) -> StepOutcome:
         """One optimizer update from this process's share of a batch."""
-        accumulation = self.engine.place.accumulation
-        rate = learning_rate(self.config, self.state.samples)
-        counts: dict[str, int] = {}
+        accumulation = self.place.accumulation
+        counts: Counter[str] = Counter()
         means: dict[str, Tensor] = {}
         self.statistics.remember()
         for number in range(accumulation):
             batch = self._next(stream)
-            for task, (corrupted, _) in batch.items():
-                counts[task] = counts.get(task, 0) + len(corrupted)
+            counts.update({task: len(corrupted) for task, (corrupted, _) in batch.items()})
             parts = self.engine.accumulate(batch, is_last=number == accumulation - 1)
             for name, value in parts.items():
                 means[name] = means.get(name, 0) + value / accumulation
@@ -200,9 +178,8 @@ class _Training:
             means, active=frozenset({BODY, *counts}), rate=rate, stop=bool(stop)
         )
         self._count(counts, outcome)
-        self.rate = rate
         if self.log is not None:
-            self.progress(self.state.step, self.steps, self.note)
+            self.progress(self.state.step, self.place.steps, self.note)
         return outcome
 
     def _next(self, stream: Iterator[Batch]) -> Batch:
@@ -211,18 +188,18 @@ class _Training:
         self.interval.waited += time.monotonic() - asked
         if batch is None:
             raise StageError(
-                f"the data ended after step {self.state.step} of {self.steps}; make it again"
+                f"the data ended after step {self.state.step} of {self.place.steps}; make it again"
             )
         return batch
 
     def _count(self, counts: Mapping[str, int], outcome: StepOutcome) -> None:
-        state, world_size = self.state, self.engine.place.world_size
+        state, world_size = self.state, self.place.world_size
         assert sum(counts.values()) * world_size == self.config.batch, (counts, world_size)
         state.step += 1
         state.samples += self.config.batch
-        self.interval.add(counts, samples=self.config.batch)
         for task, count in counts.items():
             state.samples_by_task[task] = state.samples_by_task.get(task, 0) + count * world_size
+        self.interval.add(counts, samples=self.config.batch)
         if not outcome.was_skipped:
             self.statistics.average_over_ranks(world_size)
             self.interval.add_losses(outcome.parts, gradient_norm=outcome.gradient_norm)
@@ -241,22 +218,22 @@ class _Training:
                 "clip_norm, or look at the data of this task"
             )
 
-    def _log(self) -> None:
+    def _log(self, rate: float) -> None:
         state = self.state
         row = self.interval.row()
-        state.seconds = self.seconds_before + time.monotonic() - self.began
-        state.loss = state.loss if row["loss"] is None else row["loss"]
-        self.note = f"loss {state.loss:.4g}" if state.loss is not None else ""
+        if row["loss"] is not None:
+            state.loss = row["loss"]
+            self.note = f"loss {state.loss:.4g}"
         if self.log is not None:
             row |= {
                 "step": state.step,
                 "samples": state.samples,
                 "seconds": round(state.seconds, 3),
-                "learning_rate": self.rate,
+                "learning_rate": rate,
                 "memory_gib": peak_memory_gib(self.engine.device),
                 "skipped": state.skipped,
             }
-            self.log.write(row, tasks=frozenset(self.interval.tasks), total_steps=self.steps)
+            self.log.write(row, tasks=frozenset(self.interval.tasks), total_steps=self.place.steps)
         self.interval = Interval()
 
     def _show_images(self) -> None:
@@ -265,16 +242,14 @@ class _Training:
         # Under ZeRO 3 each rank holds a part of the weights, so all must take part.
         if self.log is None and not self.engine.forward_is_collective:
             return
-        model = self.engine.objective.model
-        model.eval()
+        self.model.eval()
         with torch.no_grad():
-            shown = self.images(model)
-        model.train()
+            shown = self.images(self.model)
+        self.model.train()
         if self.log is not None:
             self.log.write_images(shown, self.state.step)
 
     def _save(self) -> None:
-        self.state.seconds = self.seconds_before + time.monotonic() - self.began
         began = time.monotonic()
         path = self.checkpoints.save(self.engine, self.state)
         if self.log is not None:

@@ -24,8 +24,8 @@ class Place:
     world_size: int
     micro_batch: int  # samples per forward pass of one process
     accumulation: int  # micro-batches per step and process
-    start_step: int
     steps: int  # of the whole training
+    start_step: int = 0  # where this execution takes it up
 
 
 def choose_engine(runtime: Runtime, environment: Mapping[str, str]) -> EngineName:
@@ -85,16 +85,10 @@ def check_engine(engine: EngineName, config: TrainingConfig) -> None:
 
 def leaves_heads_idle(config: TrainingConfig) -> bool:
     """Whether there are parameters that some steps don't use."""
-    return (
-        isinstance(config, PretrainConfig)
-        and config.tasks_per_step == "one"
-        and len(config.tasks) > 1
-    )
+    return isinstance(config, PretrainConfig) and tasks_at_once(config) < len(config.tasks)
 
 
-def share_out(
-    config: TrainingConfig, runtime: Runtime, *, rank: int, world_size: int, start_step: int = 0
-) -> Place:
+def share_out(config: TrainingConfig, runtime: Runtime, *, rank: int, world_size: int) -> Place:
     """Divide a step's batch over processes and accumulation; LaunchError where it leaves a rest.
 
     The micro-batch is the largest that `runtime.micro_batch` allows: it changes memory and speed,
@@ -104,6 +98,12 @@ def share_out(
         raise LaunchError(
             f"batch: {config.batch} does not divide over {world_size} processes; "
             "start another number of them"
+        )
+    lanes, samples_of_task = config.data.lanes, config.batch // tasks_at_once(config)
+    if samples_of_task % lanes:
+        raise LaunchError(
+            f"data.lanes: {lanes} lanes do not divide the {samples_of_task} samples that a task "
+            "has in a step; change lanes or batch"
         )
     share = config.batch // world_size
     together, why = samples_together(config)
@@ -124,15 +124,21 @@ def share_out(
         world_size=world_size,
         micro_batch=micro_batch,
         accumulation=share // micro_batch,
-        start_step=start_step,
         steps=-(-config.samples // config.batch),
     )
+
+
+def tasks_at_once(config: TrainingConfig) -> int:
+    """How many tasks a step trains."""
+    if isinstance(config, PretrainConfig) and config.tasks_per_step == "all":
+        return len(config.tasks)
+    return 1
 
 
 def samples_together(config: TrainingConfig) -> tuple[int, str]:
     """How many samples a micro-batch must hold whole groups of, and the config keys behind it."""
     if isinstance(config, PretrainConfig):
-        tasks = len(config.tasks) if config.tasks_per_step == "all" else 1
+        tasks = tasks_at_once(config)
         images = config.contrastive.images if config.contrastive.weight > 0 else 1
         return tasks * images, f"{tasks} tasks at once × {images} pretrain.contrastive.images"
     if isinstance(config, DnCNNTrainingConfig):

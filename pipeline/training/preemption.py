@@ -1,7 +1,6 @@
 """Signals that ask a training to stop: it saves a checkpoint after the step at hand."""
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -32,11 +31,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within, the signals only leave a note. Outside the main thread, which gets none, no-op."""
+    """Within, the signals only leave a note."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
     before = {number: signal.signal(number, request.receive) for number in SIGNALS}
     try:
         yield request
