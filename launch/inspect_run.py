@@ -69,7 +69,7 @@ def print_outcome(config: RunConfig, artifacts: dict[str, Artifact], path: Path)
     report = artifacts.get("report")
     if report is None:
         return
-    print("\nPSNR in dB and SSIM on photographs that no stage trained on\n")
+    print("\nPSNR in dB, and SSIM; the report has the protocol\n")
     header = ["task", "test set", "model", "PSNR RGB", "PSNR Y", "SSIM RGB", "SSIM Y"]
     rows = []
     for row in report.manifest.summary["rows"]:

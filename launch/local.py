@@ -47,6 +47,7 @@ def run_graph(
     run_folder = config.runtime.runs / config.name
     wanted = graph.upstream(until) if until else {stage.name for stage in graph.stages}
     chosen = wanted & graph.downstream(start) if start else wanted
+    _check_test_sets(graph, config, run_folder)
     known: dict[str, Resolved] = {}
     artifacts: dict[str, Artifact] = {}
     for stage in graph.stages:
@@ -78,12 +79,24 @@ def run_graph(
 
 
 def check_launch(config: RunConfig) -> None:
-    """Refuse, before anything is made, batches that the run's processes can't share."""
+    """Refuse, before anything is made, what would fail only after hours: batches that the run's
+    processes can't share."""
     for name, training in config.trainings.items():
         try:
             share_out(training, config.runtime, rank=0, world_size=config.runtime.processes)
         except LaunchError as error:
             raise ConfigError(f"{name}: {error}") from None
+
+
+def _check_test_sets(graph: Graph, config: RunConfig, run_folder: Path) -> None:
+    """Refuse test sets that aren't there, unless everything was scored before they went."""
+    resolved = graph.resolve(run_folder).values()
+    if all(each.state == "done" for each in resolved if each.stage.kind == "evaluate"):
+        return
+    for name, test_set in config.evaluate.test_sets.items():
+        for key, folder in (("path", test_set.path), ("corrupted", test_set.corrupted)):
+            if folder is not None and not Path(folder).expanduser().is_dir():
+                raise ConfigError(f"evaluate.test_sets.{name}.{key}: {folder}: no such folder")
 
 
 def _make(

@@ -200,6 +200,19 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
+def folder_listing(folder: Path) -> str:
+    """A digest of the names, sizes and times of the files below `folder`, hidden ones left out:
+    it tells whether a folder of a user's has changed, and opens nothing."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            status = path.stat()
+            text = os.fsencode(name).decode("utf-8", "backslashreplace")
+            files.append([text, status.st_size, status.st_mtime_ns])
+    return canonical_digest(files)
+
+
 @contextmanager
 def writing(folder: Path, *, shared: bool = False, name: str = ".lock") -> Iterator[None]:
     """Hold the right to write in `folder`, or raise ArtifactError saying who holds it.

@@ -52,7 +52,7 @@ class CorruptConfig(Section):
 
 class RainLayersConfig(Section):
     preset: Literal["light", "heavy"] = "light"  # like Rain100L, like Rain100H
-    layers: Positive = 200
+    layers: Annotated[int, Field(ge=2)] = 200  # a quarter is kept out of training
     size: Annotated[int, Field(ge=64)] = 512
     folder: str | None = None  # grey streak images to use instead of rendered ones
 

@@ -130,7 +130,7 @@ def _settings(job: Job, task: Task) -> "ShardSettings":
         folder=job.folder / "shards",
         index_folder=source.folder,
         root=Path(source.manifest.summary["root"]),
-        rain_layers=layers.folder / "layers.npy" if layers else None,
+        rain_layers=layers.folder if layers else None,
         task=task,
         seed=config.seed,
         crops_per_image=config.crops_per_image,

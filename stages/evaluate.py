@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from pipeline.artifacts import JSON, Manifest, canonical_digest, write_json
+from pipeline.artifacts import JSON, Manifest, canonical_digest, folder_listing, write_json
 from pipeline.config import EvaluateConfig, Section, TestSetConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import Job, Stage, StageError
@@ -158,8 +158,7 @@ def protocol(config: EvaluationConfig) -> dict[str, JSON]:
 
 
 def _open_test_sets(job: Job, config: EvaluationConfig) -> dict[str, "TestSet"]:
-    import numpy as np
-
+    from pipeline.data.rain_bank import open_layers
     from pipeline.data.source import SourceIndex
     from pipeline.data.testsets import open_test_set
 
@@ -172,7 +171,7 @@ def _open_test_sets(job: Job, config: EvaluationConfig) -> dict[str, "TestSet"]:
     }
     layers = None
     if "rain_layers" in job.inputs:
-        layers = np.load(job.inputs["rain_layers"].folder / "layers.npy", mmap_mode="r")
+        layers = open_layers(job.inputs["rain_layers"].folder, held_out=True)
     return {
         name: open_test_set(
             test_set, config.task, seed=config.seed, sources=sources, rain_layers=layers
@@ -268,23 +267,17 @@ def _line(scored: "Scored") -> str:
     return f"PSNR RGB {' -> '.join(texts)}"
 
 
-def _folder_listings(config: EvaluationConfig) -> dict[str, str]:
-    """A digest of the files behind every test set that lies in folders, by test set."""
+def _folder_listings(config: EvaluationConfig) -> dict[str, list[str]]:
+    """Digests of the files behind every test set that lies in folders, by test set."""
     return {
-        name: canonical_digest(_listing(test_set))
+        name: [
+            folder_listing(Path(folder).expanduser())
+            for folder in (test_set.path, test_set.corrupted)
+            if folder is not None
+        ]
         for name, test_set in config.test_sets.items()
         if test_set.path is not None
     }
-
-
-def _listing(test_set: TestSetConfig) -> list[tuple[str, int, int]]:
-    files = []
-    for folder in filter(None, (test_set.path, test_set.corrupted)):
-        for path in sorted(Path(folder).expanduser().rglob("*")):
-            if path.is_file():
-                status = path.stat()
-                files.append((path.as_posix(), status.st_size, status.st_mtime_ns))
-    return files
 
 
 def _stale(config: Section, manifest: Manifest) -> str | None:

@@ -3,14 +3,12 @@
 `layers.npy` is (n, size, size) uint8, `parameters.json` says what each layer was made from.
 """
 
-import os
 from pathlib import Path
 
-from pipeline.artifacts import JSON, Manifest, canonical_digest, file_digest, write_json
+from pipeline.artifacts import JSON, Manifest, file_digest, folder_listing, write_json
 from pipeline.config import RainLayersConfig, Section
 from pipeline.graph import Job, Stage, StageError
 
-LAYERS_FILE = "layers.npy"
 PARAMETERS_FILE = "parameters.json"
 
 
@@ -38,7 +36,7 @@ def run(job: Job) -> dict[str, JSON]:
 
     assert isinstance(job.config, RainBankConfig)
     config, seed = job.config.rain_layers, job.config.seed
-    path = job.folder / LAYERS_FILE
+    path = job.folder / rain_bank.LAYERS_FILE
     bank: rain_bank.RenderedBank | rain_bank.FolderBank
     origin: dict[str, JSON]
     if config.folder is None:
@@ -51,7 +49,7 @@ def run(job: Job) -> dict[str, JSON]:
     else:
         folder = Path(config.folder)
         # First of all: whatever changes from here on makes the bank stale.
-        listing = _listing(folder)
+        listing = folder_listing(folder)
         try:
             bank = rain_bank.open_folder(
                 folder, layers=config.layers, largest_size=config.size, seed=seed
@@ -74,21 +72,6 @@ def why_stale(config: Section, manifest: Manifest) -> str | None:
     assert isinstance(config, RainBankConfig)
     assert config.rain_layers.folder is not None
     folder = Path(config.rain_layers.folder)
-    if folder.is_dir() and _listing(folder) != manifest.summary["listing"]:
+    if folder.is_dir() and folder_listing(folder) != manifest.summary["listing"]:
         return f"{folder} changed since its streak images were read"
     return None
-
-
-def _listing(folder: Path) -> str:
-    """A digest of the names, sizes and times of the files below `folder`, hidden ones left out.
-
-    It opens nothing and knows nothing of images: a plan, which asks for it, must stay quick.
-    """
-    files = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            status = path.stat()
-            text = os.fsencode(name).decode("utf-8", "backslashreplace")
-            files.append([text, status.st_size, status.st_mtime_ns])
-    return canonical_digest(files)

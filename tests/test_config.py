@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import check_launch
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError, load_config
+from pipeline.training.placement import share_out
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINIMAL = "sources: {photos: {path: somewhere}}\n"
@@ -20,6 +22,20 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_we_ship_is_valid(path):
     assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+@pytest.mark.parametrize("name", ["imagenet", "imagenet-all"])
+def test_processes_of_a_node_can_share_every_batch(name, processes):
+    config = load_config(CONFIGS / f"{name}.yaml", (f"runtime.processes={processes}",))
+
+    check_launch(config)
+
+
+def test_two_processes_can_share_the_demos_pretraining():
+    config = load_config(CONFIGS / "demo.yaml")
+
+    share_out(config.pretrain, config.runtime, rank=0, world_size=2)
 
 
 def test_imagenet_config_is_the_papers_recipe():

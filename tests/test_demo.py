@@ -189,6 +189,15 @@ def test_interrupted_run_goes_on_to_the_same_weights(finished, tmp_path, sent, m
         assert all((resumed[name] == untouched[name]).all() for name in untouched)
 
 
+def test_test_set_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
+    run = Run(tmp_path)
+
+    refused = run("run", "--set", "evaluate.test_sets.Set5={path: nowhere}", code=2)
+
+    assert "evaluate.test_sets.Set5.path: nowhere: no such folder" in refused
+    assert not run.folder.exists()
+
+
 @pytest.mark.slow
 def test_run_killed_again_and_again_ends_as_if_untouched(finished, tmp_path):
     """Eight SIGKILLs, wherever they hit: in a stage, in a save, between two stages."""

@@ -15,7 +15,7 @@ from pipeline.artifacts import seal
 from pipeline.config import RainLayersConfig, Runtime
 from pipeline.corruptions.keyed import generator
 from pipeline.corruptions.rain import render_layer
-from pipeline.data.rain_bank import LAYERS_PER_SYNC
+from pipeline.data.rain_bank import LAYERS_PER_SYNC, open_layers
 from pipeline.graph import Graph, Job, Stage, StageError
 from stages.rain_layers import rain_layers_stage
 
@@ -55,6 +55,16 @@ def test_bank_holds_every_layer_by_its_key(tmp_path):
         np.testing.assert_array_equal(layer, expected)
     assert json.dumps(summary)
     assert (summary["layers"], summary["size"]) == (5, 64)
+
+
+def test_evaluation_rains_with_layers_that_training_never_draws(tmp_path):
+    _, layers = run_bank(tmp_path, layers=9, size=64)
+
+    training = open_layers(tmp_path, held_out=False)
+    held_out = open_layers(tmp_path, held_out=True)
+
+    np.testing.assert_array_equal(np.concatenate([training, held_out]), layers)
+    assert (len(training), len(held_out)) == (7, 2)
 
 
 def test_summary_says_how_much_rain_there_is(tmp_path):
@@ -227,7 +237,7 @@ def test_colour_file_of_grey_streaks_keeps_its_levels(tmp_path):
     rgb = np.repeat(grey[..., None], 3, axis=2)
     Image.fromarray(rgb).save(tmp_path / "streaks" / "a.png")
 
-    _, layers = run_bank(tmp_path / "bank", layers=1, size=64, folder=str(tmp_path / "streaks"))
+    _, layers = run_bank(tmp_path / "bank", layers=2, size=64, folder=str(tmp_path / "streaks"))
 
     np.testing.assert_array_equal(layers[0], grey)
 
@@ -235,11 +245,11 @@ def test_colour_file_of_grey_streaks_keeps_its_levels(tmp_path):
 def test_own_images_do_not_resume_from_what_others_gave(tmp_path):
     grey = write_streaks(tmp_path / "streaks" / "a.png", 64, 64, seed=1)
     folder = str(tmp_path / "streaks")
-    run_bank(tmp_path / "bank", layers=1, size=64, folder=folder)
+    run_bank(tmp_path / "bank", layers=2, size=64, folder=folder)
     (tmp_path / "bank" / "layers.npy").rename(tmp_path / "bank" / ".layers.npy.partial")
     grey = write_streaks(tmp_path / "streaks" / "a.png", 64, 64, seed=2)
 
-    _, layers = run_bank(tmp_path / "bank", layers=1, size=64, folder=folder)
+    _, layers = run_bank(tmp_path / "bank", layers=2, size=64, folder=folder)
 
     np.testing.assert_array_equal(layers[0], grey)
 
@@ -279,7 +289,7 @@ def test_bank_is_stale_once_its_folder_changes(tmp_path):
 def test_bank_stands_when_its_folder_is_gone(tmp_path):
     path = tmp_path / "streaks" / "a.png"
     write_streaks(path, 64, 64)
-    config = RainLayersConfig(layers=1, size=64, folder=str(path.parent))
+    config = RainLayersConfig(layers=2, size=64, folder=str(path.parent))
     stage = rain_layers_stage(config, seed=0)
     make_artifact(stage, tmp_path / "runs")
 
@@ -368,7 +378,7 @@ def test_importing_the_stage_imports_neither_torch_nor_numpy():
 
 def test_plan_with_a_folder_of_streaks_imports_no_numpy(tmp_path):
     write_streaks(tmp_path / "streaks" / "a.png", 64, 64)
-    config = RainLayersConfig(layers=1, size=64, folder=str(tmp_path / "streaks"))
+    config = RainLayersConfig(layers=2, size=64, folder=str(tmp_path / "streaks"))
     make_artifact(rain_layers_stage(config, seed=0), tmp_path / "runs")
     code = f"""
 import sys
@@ -376,7 +386,7 @@ from pathlib import Path
 from pipeline.config import RainLayersConfig
 from pipeline.graph import Graph
 from stages.rain_layers import rain_layers_stage
-config = RainLayersConfig(layers=1, size=64, folder={config.folder!r})
+config = RainLayersConfig(layers=2, size=64, folder={config.folder!r})
 graph = Graph(stages=(rain_layers_stage(config, seed=0),))
 resolved = graph.resolve(Path({str(tmp_path / "runs")!r}))
 print(resolved["rain-layers"].state, "numpy" in sys.modules)
@@ -401,7 +411,7 @@ from pipeline.config import RainLayersConfig, Runtime
 from pipeline.graph import Job
 from stages.rain_layers import rain_layers_stage
 import pipeline.corruptions.apply
-stage = rain_layers_stage(RainLayersConfig(layers=1, size=64), seed=0)
+stage = rain_layers_stage(RainLayersConfig(layers=2, size=64), seed=0)
 stage.run(Job(config=stage.config, fingerprint="", folder=Path({str(tmp_path)!r}), inputs={{}},
               runtime=Runtime()))
 print("torch" in sys.modules)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,13 @@ def test_set5_as_people_have_it_equals_what_is_made_here(scale):
     for ours, matlab in zip(made, given, strict=True):
         assert np.array_equal(ours.corrupted, matlab.corrupted)
         assert np.array_equal(ours.clean, matlab.clean)
+
+
+def test_a_name_that_is_not_utf8_is_read_as_text(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    save(tmp_path / "plain.png", photograph(0))
+    (tmp_path / "plain.png").rename(tmp_path / name)
+
+    (pair,) = open_folder("denoise30", tmp_path)
+
+    assert pair.name == "caf\\xe9"

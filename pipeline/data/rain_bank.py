@@ -24,6 +24,7 @@ from pipeline.graph import Progress
 
 logger = logging.getLogger(__name__)
 
+LAYERS_FILE = "layers.npy"
 SMALLEST_SIDE = 48  # pixels: IPT's patch
 LAYERS_PER_SYNC = 32
 VISIBLE = 5  # levels above black from which a pixel counts as covered
@@ -31,6 +32,14 @@ VISIBLE = 5  # levels above black from which a pixel counts as covered
 
 class RainBankError(ValueError):
     """Streak images that can't be used; the message says why and what to do."""
+
+
+def open_layers(folder: Path, *, held_out: bool) -> NDArray[np.uint8]:
+    """The layers of a sealed bank, (n, size, size), that training draws from; or the last quarter,
+    `held_out` for validation and evaluation: no model is tested on streaks that it has seen."""
+    layers = np.load(folder / LAYERS_FILE, mmap_mode="r")
+    kept = max(1, len(layers) // 4)
+    return layers[-kept:] if held_out else layers[:-kept]
 
 
 @dataclass(frozen=True, kw_only=True)

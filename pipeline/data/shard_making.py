@@ -16,6 +16,7 @@ from pipeline.corruptions.apply import corrupt_crop
 from pipeline.corruptions.bicubic import modcrop
 from pipeline.corruptions.keyed import generator
 from pipeline.data.order import keyed_number, permute
+from pipeline.data.rain_bank import open_layers
 from pipeline.data.shards import Format, ShardRecord, ShardWriter, shard_name, writing_shard
 from pipeline.data.source import (
     SourceError,
@@ -38,7 +39,7 @@ class ShardSettings:
     folder: Path  # of the shards
     index_folder: Path
     root: Path  # of the photographs
-    rain_layers: Path | None  # (n, size, size) uint8, npy
+    rain_layers: Path | None  # the bank's folder
     task: Task
     seed: int
     crops_per_image: int
@@ -96,7 +97,9 @@ def make_shard(
 ) -> ShardRecord:
     """Write the shard and its record. `after_image` may raise MakingStopped."""
     index = SourceIndex(settings.index_folder, settings.root)
-    layers = np.load(settings.rain_layers, mmap_mode="r") if settings.rain_layers else None
+    layers = None
+    if settings.rain_layers is not None:
+        layers = open_layers(settings.rain_layers, held_out=unit.split == "validation")
     skipped = []
     with writing_shard(settings.folder, unit.name, image_format=settings.image_format) as writer:
         for number in _dealt(index, unit, settings):

@@ -3,6 +3,7 @@
 # H W height and width of the clean image; its corrupted version is `scale` times smaller per side.
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pipeline.data.source import (
     SourceIndex,
     UnreadablePhotograph,
     read_photograph,
+    readable,
 )
 from pipeline.tasks import Task
 
@@ -190,11 +192,12 @@ def _images_of(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if not _is_image(path):
             continue
-        if path.stem in images:
+        stem = readable(os.fsencode(path.stem))
+        if stem in images:
             raise TestSetError(
-                f"{folder}: {images[path.stem].name} and {path.name} have the same name; keep one"
+                f"{folder}: {images[stem].name} and {path.name} have the same name; keep one"
             )
-        images[path.stem] = path
+        images[stem] = path
     if not images:
         below = sorted({str(each.parent) for each in folder.rglob("*") if _is_image(each)})[:5]
         hint = f"; there are some in {', '.join(below)}" if below else ""
