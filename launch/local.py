@@ -22,7 +22,7 @@ from pipeline.graph import (
     StoppedWithCheckpoint,
     resolve_stage,
 )
-from pipeline.training.placement import LaunchError, share_out
+from pipeline.training.placement import LaunchError, check_engine, share_out
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,10 @@ def run_graph(
 def check_launch(config: RunConfig) -> None:
     """Refuse, before anything is made, what would fail only after hours: batches that the run's
     processes can't share."""
+    engine = config.runtime.engine
     for name, training in config.trainings.items():
         try:
+            check_engine("ddp" if engine == "launcher" else engine, training)
             share_out(training, config.runtime, rank=0, world_size=config.runtime.processes)
         except LaunchError as error:
             raise ConfigError(f"{name}: {error}") from None
@@ -106,7 +108,8 @@ def _make(
     config_arguments: list[str],
 ) -> None:
     stage, runtime = resolved.stage, config.runtime
-    if stage.launch == "distributed" and runtime.processes > 1:
+    needs_launcher = runtime.processes > 1 or runtime.engine.startswith("zero")
+    if stage.launch == "distributed" and needs_launcher:
         _launch(stage, config, config_arguments)
         return
     with progress_line(stage.name) as progress:
@@ -149,7 +152,7 @@ def launcher_command(stage_name: str, config: RunConfig, config_arguments: list[
     accelerate += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
     if runtime.engine.startswith("zero"):
         accelerate += ["--use_deepspeed"]
-    elif runtime.processes > 1:
+    else:
         accelerate += ["--multi_gpu"]
     return [*accelerate, *program]
 

@@ -31,7 +31,7 @@ finetune:
   denoise30: {samples: 24, batch: 4, precision: float32}
   sr2: {samples: 24, batch: 4, precision: float32}
 dncnn:
-  denoise30: {model: {depth: 3, features: 4}, samples: 40, batch: 4, statistics_batch: 4}
+  denoise30: {model: {depth: 3, features: 4}, samples: 80, batch: 8, statistics_batch: 4}
 evaluate:
   test_sets: {held-out: {source: photos}}
 runtime: {workers: 0, log_every_steps: 1, checkpoint_every_steps: 2, images_every_steps: 3}
@@ -86,6 +86,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def __call__(self, command: str, *arguments: str, code: int = 0) -> str:
@@ -211,16 +212,43 @@ def test_run_killed_again_and_again_ends_as_if_untouched(finished, tmp_path):
 
     run("run")
 
-    for stage in ("pretrain", "finetune-denoise30", "finetune-sr2", "dncnn-denoise30"):
-        resumed, untouched = run.weights(stage), finished.weights(stage)
-        assert all((resumed[name] == untouched[name]).all() for name in untouched)
-    for pattern in ("evaluate-*/*/scores.json", "corrupt-*/*/shards/*.tar"):
-        files = sorted(finished.folder.glob(pattern))
-        assert files
+    patterns = ("*/*/model/model.safetensors", "*/*/scores.json", "*/*/shards/*.tar")
+    for pattern, count in zip(patterns, (4, 3, 30), strict=True):
+        files = list(run.folder.glob(pattern))
+        assert len(files) == count
         for path in files:
-            twin = run.folder / path.relative_to(finished.folder)
-            assert twin.read_bytes() == path.read_bytes(), path
+            untouched = finished.folder / path.relative_to(run.folder)
+            assert path.read_bytes() == untouched.read_bytes(), path
     assert "every file is as it was sealed" in run("verify")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "processes"), [("ddp", 2), ("zero2", 2), ("zero1", 1)])
+def test_run_starts_the_processes_of_a_training(finished, tmp_path, engine, processes):
+    run = Run(tmp_path)
+    values = [f"runtime.engine={engine}", f"runtime.processes={processes}"]
+
+    run("run", "--until", "pretrain", *(part for value in values for part in ("--set", value)))
+
+    (folder,) = run.folder.glob("pretrain/*")
+    assert read_manifest(folder).summary["world_size"] == processes
+    assert "step 6/6" in (folder / "logs" / "log.txt").read_text()
+    trained, reference = run.weights("pretrain"), finished.weights("pretrain")
+    assert all(abs(trained[name] - reference[name]).max() < 1e-4 for name in reference)
+
+
+@pytest.mark.slow
+def test_interrupt_of_two_processes_is_a_stop_with_a_checkpoint(tmp_path):
+    run = Run(tmp_path)
+    longer = ("--set", "runtime.processes=2", "--set", "pretrain.samples=48000")
+    process = run.start("run", "--until", "pretrain", *longer)
+    wait_for(run, "pretrain/*/checkpoints/step-*2", process)
+
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
+    output, _ = process.communicate(timeout=100)
+
+    assert process.returncode == 75, output
+    assert "pretrain: stopped with a checkpoint" in output
 
 
 def test_two_runs_at_once_do_the_work_once(tmp_path):

@@ -81,7 +81,10 @@ def _reset_accelerate() -> None:
 
 
 def _leave_process_group() -> None:
-    """Python must not end while a thread of gloo is at work: once in fifty, that aborts it."""
+    """Python must not end while a thread of gloo is at work, or that may abort it.
+
+    Seen in 3 of 140 processes, four at a time on two cores; in none of 140 that left first.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
