@@ -11,7 +11,15 @@ from pipeline.report.verdict import MODELS, VERSIONS, headline_score, model_of, 
 from pipeline.tasks import TASKS, Task
 
 # (pictures per task and test set, width, height of the crop): the first that fits the budget.
-LAYOUTS = ((2, 320, 240), (1, 320, 240), (1, 256, 192), (1, 192, 144), (1, 128, 96), (1, 64, 48))
+LAYOUTS = (
+    (2, 320, 240),
+    (2, 256, 192),
+    (1, 320, 240),
+    (1, 256, 192),
+    (1, 192, 144),
+    (1, 128, 96),
+    (1, 64, 48),
+)
 PICTURE_BUDGET = 3_600_000  # bytes of all crops in the page
 
 
