@@ -9,7 +9,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$(IMAGES)'" --set 'sources.photos.held_out=[]')
 
-.PHONY: demo test test-slow check format clean
+.PHONY: setup demo test test-slow check format clean
+
+setup: $(STAMP)
 
 demo: $(STAMP)
 	@$(BIN)/python -m launch run configs/$(CONFIG).yaml $(OVERRIDES)

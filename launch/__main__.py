@@ -13,6 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     with exit_code_of() as outcome:
         outcome.code = parsed.command(parsed)
+        sys.stdout.flush()  # here, where a pipe that nobody reads any more is no traceback
     return outcome.code
 
 
@@ -102,7 +103,7 @@ def _run(parsed: argparse.Namespace) -> int:
         start=parsed.start,
         force=parsed.force,
     )
-    print_outcome(config, artifacts, path)
+    print_outcome(artifacts)
     return 0
 
 

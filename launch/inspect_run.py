@@ -9,6 +9,8 @@ from pipeline.artifacts import Artifact, holder, verify
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.graph import Resolved, StageError
+from pipeline.model_configs import IPTConfig
+from pipeline.tasks import TASKS
 from stages.recipe import build_graph
 
 MARKS = {"done": "✓", "resume": "▸", "fresh": "·"}
@@ -19,13 +21,14 @@ def plan(path: Path, overrides: tuple[str, ...]) -> int:
     config, resolved = _resolve(path, overrides)
     check_launch(config)
     _print_header(path, config)
+    _print_cost(config)
     rows = [
         [MARKS[each.state], each.stage.name, each.state, each.reason, _needs(each)]
         for each in resolved.values()
     ]
     print_table(["", "stage", "state", "why", "reads"], rows)
     to_make = sum(each.state != "done" for each in resolved.values())
-    print(f"\n{to_make} of {len(resolved)} stages to make: ipt run {path}")
+    print(f"\n{to_make} of {len(resolved)} stages to make: python -m launch run {path}")
     return 0
 
 
@@ -52,19 +55,22 @@ def verify_run(path: Path, overrides: tuple[str, ...]) -> int:
     problems = []
     done = [each.artifact for each in resolved.values() if each.artifact is not None]
     for artifact in done:
-        problems += verify(artifact)
-        print(f"✓ {artifact.manifest.stage:<32} {len(artifact.manifest.files)} files")
+        found = verify(artifact)
+        problems += found
+        print(
+            f"{'✗' if found else '✓'} {artifact.manifest.stage:<32} {len(artifact.manifest.files)} files"
+        )
     if problems:
         raise StageError(
             "\n".join(problems)
             + f"\n{len(problems)} files are not as they were sealed; make their stages again with "
-            f"ipt run {path} --from STAGE --force"
+            f"python -m launch run {path} --from STAGE --force"
         )
     print(f"{len(done)} of {len(resolved)} stages are done, and every file is as it was sealed")
     return 0
 
 
-def print_outcome(config: RunConfig, artifacts: dict[str, Artifact], path: Path) -> None:
+def print_outcome(artifacts: dict[str, Artifact]) -> None:
     """The verdict table, where the report is, and what to do next."""
     report = artifacts.get("report")
     if report is None:
@@ -109,6 +115,17 @@ def _resolve(path: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, dict[st
 
 def _print_header(path: Path, config: RunConfig) -> None:
     print(f"{config.name}: {path}, in {config.runtime.runs / config.name}\n")
+
+
+def _print_cost(config: RunConfig) -> None:
+    """How large the pretraining is, by arithmetic."""
+    training = config.pretrain
+    model = IPTConfig(size=config.ipt, scales={name: TASKS[name].scale for name in training.tasks})
+    forward = sum(model.flops(name).total for name in training.tasks) / len(training.tasks)
+    print(
+        f"pretraining: {model.parameters:,} parameters, {training.samples:,} samples of "
+        f"{forward / 1e9:.3g} GFLOP, {3 * forward * training.samples:.2g} FLOP with backward\n"
+    )
 
 
 def _needs(resolved: Resolved) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,9 @@ def exit_code_of() -> Iterator[Outcome]:
         outcome.code = _say(stop, STOPPED)
     except KeyboardInterrupt:
         outcome.code = _say("stopped; the same command goes on where this one was", INTERRUPTED)
+    except BrokenPipeError:  # such as `ipt plan demo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        outcome.code = FAILED
     except OSError as error:
         outcome.code = _say(_explain(error), FAILED)
 

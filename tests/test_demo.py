@@ -145,6 +145,24 @@ def test_plan_and_status_show_every_stage(finished):
     assert "0 of 16 stages to make" in finished("plan")
 
 
+def test_plan_of_the_papers_recipe_says_what_it_costs():
+    command = [sys.executable, "-m", "launch", "plan", "imagenet"]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert "118,892,370 parameters, 384,000,000 samples" in done.stdout
+    assert "7.7e+19 FLOP" in done.stdout
+
+
+def test_output_that_nobody_reads_is_no_traceback():
+    command = f"{sys.executable} -m launch plan imagenet | head -1"
+
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.startswith("imagenet")
+    assert done.stderr == ""
+
+
 def test_verify_names_the_file_that_was_altered(finished):
     assert "every file is as it was sealed" in finished("verify")
     shard = next(finished.folder.glob("corrupt-sr2@photos/*/shards/*.tar"))
@@ -152,7 +170,9 @@ def test_verify_names_the_file_that_was_altered(finished):
 
     shard.write_bytes(content[:600] + bytes([content[600] ^ 1]) + content[601:])
     try:
-        assert f"{shard}: altered" in finished("verify", code=1)
+        output = finished("verify", code=1)
+        assert f"{shard}: altered" in output
+        assert "✗ corrupt-sr2@photos" in output
     finally:
         shard.write_bytes(content)
 
