@@ -57,9 +57,8 @@ def verify_run(path: Path, overrides: tuple[str, ...]) -> int:
     for artifact in done:
         found = verify(artifact)
         problems += found
-        print(
-            f"{'✗' if found else '✓'} {artifact.manifest.stage:<32} {len(artifact.manifest.files)} files"
-        )
+        mark = "✗" if found else "✓"
+        print(f"{mark} {artifact.manifest.stage:<32} {len(artifact.manifest.files)} files")
     if problems:
         raise StageError(
             "\n".join(problems)
