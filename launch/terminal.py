@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,14 @@ from pipeline.config_file import ConfigError
 from pipeline.graph import Progress, StageError, StoppedWithCheckpoint
 
 FAILED, USAGE, STOPPED, INTERRUPTED = 1, 2, 75, 130
+INTERRUPT = "stopped; the same command goes on where this one was"
 SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
 class Outcome:
     code: int = 0
+    was_interrupted: bool = False  # by Ctrl-C, at any time
 
 
 @contextmanager
@@ -27,7 +30,8 @@ def exit_code_of() -> Iterator[Outcome]:
     """Turn what can go wrong for a user into one sentence and an exit code."""
     outcome = Outcome()
     try:
-        yield outcome
+        with _noticing_interrupts(outcome):
+            yield outcome
     except ConfigError as error:
         outcome.code = _say(error, USAGE)
     except (StageError, ArtifactError) as error:
@@ -35,12 +39,35 @@ def exit_code_of() -> Iterator[Outcome]:
     except StoppedWithCheckpoint as stop:
         outcome.code = _say(stop, STOPPED)
     except KeyboardInterrupt:
-        outcome.code = _say("stopped; the same command goes on where this one was", INTERRUPTED)
+        outcome.code = _say(INTERRUPT, INTERRUPTED)
     except BrokenPipeError:  # such as `ipt plan demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         outcome.code = FAILED
     except OSError as error:
         outcome.code = _say(_explain(error), FAILED)
+    except Exception:
+        # numpy loses a Ctrl-C that comes while it is imported, and fails on it later.
+        if not outcome.was_interrupted:
+            raise
+        outcome.code = _say(INTERRUPT, INTERRUPTED)
+
+
+@contextmanager
+def _noticing_interrupts(outcome: Outcome) -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # in the background, Ctrl-C isn't for us
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        outcome.was_interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say(message: object, code: int) -> int:
