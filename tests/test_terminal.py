@@ -32,6 +32,15 @@ def test_what_went_wrong_is_a_sentence_and_an_exit_code(capsys, error, code, wor
     assert words in capsys.readouterr().err
 
 
+@pytest.fixture
+def _foreground():
+    """Ctrl-C as a terminal's own program has it: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_foreground")
 def test_interrupt_that_a_library_swallowed_is_still_an_interrupt(capsys):
     with exit_code_of() as outcome:
         try:
