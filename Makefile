@@ -1,5 +1,6 @@
 # Every target sets up .venv first, once: it is made again when pyproject.toml or constraints.txt
 # change. TORCH chooses another build of torch, such as TORCH="torch==2.13.0+cu130 --index-url ...".
+SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CONFIG ?= demo
@@ -7,7 +8,9 @@ IMAGES ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$(IMAGES)'" --set 'sources.photos.held_out=[]')
+# Quoted for YAML by the shell, so that any folder's name will do.
+export IMAGES
+OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$${IMAGES//\'/\'\'}'" --set 'sources.photos.held_out=[]')
 
 .PHONY: setup demo test test-slow check format clean
 
@@ -17,7 +20,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m launch run configs/$(CONFIG).yaml $(OVERRIDES)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -rs
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

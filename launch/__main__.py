@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("plan", _plan, "Show the graph: what is done, what goes on, what is yet to be made, why.")
     run = add("run", _run, "Make every stage that is not done, on this machine.")
     run.add_argument("--until", metavar="STAGE", help="leave out what this stage does not need")
+    run.add_argument("--before", metavar="STAGE", help="only what this stage needs, not itself")
     run.add_argument(
         "--from", metavar="STAGE", dest="start", help="only this stage and what depends on it"
     )
@@ -87,19 +88,18 @@ def _verify(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     from launch.inspect_run import print_outcome
     from launch.local import run_graph
+    from launch.stage import config_arguments
     from pipeline.config_file import load_config
     from stages.recipe import build_graph
 
     path = resolve_config_path(parsed.config)
     config = load_config(path, tuple(parsed.overrides))
-    config_arguments = [str(path)]
-    for override in parsed.overrides:
-        config_arguments += ["--set", override]
     artifacts = run_graph(
         build_graph(config),
         config,
-        config_arguments=config_arguments,
+        config_arguments=config_arguments(path, parsed.overrides),
         until=parsed.until,
+        before=parsed.before,
         start=parsed.start,
         force=parsed.force,
     )

@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 
 from launch.local import check_launch
+from launch.stage import config_arguments, run_command
 from launch.terminal import print_table
-from pipeline.artifacts import Artifact, holder, verify
+from pipeline.artifacts import Artifact, holder, open_artifact, verify
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.graph import Resolved, StageError
@@ -27,8 +28,9 @@ def plan(path: Path, overrides: tuple[str, ...]) -> int:
         for each in resolved.values()
     ]
     print_table(["", "stage", "state", "why", "reads"], rows)
+    again = run_command(config_arguments(path, overrides))
     to_make = sum(each.state != "done" for each in resolved.values())
-    print(f"\n{to_make} of {len(resolved)} stages to make: python -m launch run {path}")
+    print(f"\n{to_make} of {len(resolved)} stages to make: {again}")
     return 0
 
 
@@ -50,22 +52,26 @@ def status(path: Path, overrides: tuple[str, ...]) -> int:
 
 
 def verify_run(path: Path, overrides: tuple[str, ...]) -> int:
-    """Hash every sealed file of the run; name those that are not as they were."""
-    _, resolved = _resolve(path, overrides)
+    """Hash every sealed file in the run's folder; name those that are not as they were."""
+    config = load_config(path, overrides)
+    run_folder = config.runtime.runs / config.name
     problems = []
-    done = [each.artifact for each in resolved.values() if each.artifact is not None]
-    for artifact in done:
+    manifests = sorted(run_folder.glob("*/*/manifest.json"))
+    for manifest in manifests:
+        artifact = open_artifact(manifest.parent)
+        assert artifact is not None
         found = verify(artifact)
         problems += found
         mark = "✗" if found else "✓"
-        print(f"{mark} {artifact.manifest.stage:<32} {len(artifact.manifest.files)} files")
+        name = manifest.parent.relative_to(run_folder)
+        print(f"{mark} {name!s:<46} {len(artifact.manifest.files)} files")
     if problems:
+        again = run_command(config_arguments(path, overrides), "--from", "STAGE", "--force")
         raise StageError(
-            "\n".join(problems)
-            + f"\n{len(problems)} files are not as they were sealed; make their stages again with "
-            f"python -m launch run {path} --from STAGE --force"
+            "\n".join(problems) + f"\n{len(problems)} files are not as they were sealed; "
+            f"make their stages again: {again}"
         )
-    print(f"{len(done)} of {len(resolved)} stages are done, and every file is as it was sealed")
+    print(f"{len(manifests)} artifacts in {run_folder}: every file is as it was sealed")
     return 0
 
 
@@ -96,7 +102,7 @@ def print_outcome(artifacts: dict[str, Artifact]) -> None:
         f"""
 report   {report.folder / "report.html"}
 
-next     the paper's recipe on one node with 8 GPUs, then on SLURM (see the header of the config):
+next     the paper's recipe on one node with 8 GPUs, then on SLURM:
          python -m launch run configs/imagenet.yaml --set runtime.processes=8
          sbatch --nodes=1 --gpus-per-node=8 --cpus-per-task=64 --time=48:00:00 --wrap \\
            "python -m launch run configs/imagenet.yaml --set runtime.processes=8\""""

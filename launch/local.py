@@ -1,17 +1,20 @@
 """Runs the graph on this machine, stage after stage."""
 
+import ctypes
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from launch.stage import make_room, run_stage, set_threads
 from launch.terminal import STOPPED, USAGE, progress_line
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, writing
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import (
@@ -23,8 +26,12 @@ from pipeline.graph import (
     resolve_stage,
 )
 from pipeline.training.placement import LaunchError, check_engine, share_out
+from stages.recipe import folders_read
 
 logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 def run_graph(
@@ -33,21 +40,29 @@ def run_graph(
     *,
     config_arguments: list[str],
     until: str | None = None,
+    before: str | None = None,
     start: str | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Artifact]:
     """Make every stage that isn't done, in order; return the artifacts by name.
 
-    `until` leaves out what that stage doesn't need. `start` requires everything before that stage
-    to be done. `force` makes the chosen stages again: all of them, or those from `start` on.
+    `until` leaves out what that stage doesn't need, `before` also the stage itself. `start`
+    requires everything before that stage to be done. `force` makes the chosen stages again: all of
+    them, or those from `start` on.
     """
     check_launch(config)
     set_threads(config.runtime)
     run_folder = config.runtime.runs / config.name
-    wanted = graph.upstream(until) if until else {stage.name for stage in graph.stages}
+    wanted = {stage.name for stage in graph.stages}
+    if until is not None:
+        wanted &= graph.upstream(until)
+    if before is not None:
+        wanted &= graph.upstream(before) - {before}
     chosen = wanted & graph.downstream(start) if start else wanted
-    _check_test_sets(graph, config, run_folder)
+    if not chosen:
+        raise ConfigError(f"--from {start}: nothing of it is left by --until or --before")
+    _check_folders(graph, config, run_folder)
     known: dict[str, Resolved] = {}
     artifacts: dict[str, Artifact] = {}
     for stage in graph.stages:
@@ -90,15 +105,17 @@ def check_launch(config: RunConfig) -> None:
             raise ConfigError(f"{name}: {error}") from None
 
 
-def _check_test_sets(graph: Graph, config: RunConfig, run_folder: Path) -> None:
-    """Refuse test sets that aren't there, unless everything was scored before they went."""
-    resolved = graph.resolve(run_folder).values()
-    if all(each.state == "done" for each in resolved if each.stage.kind == "evaluate"):
-        return
-    for name, test_set in config.evaluate.test_sets.items():
-        for key, folder in (("path", test_set.path), ("corrupted", test_set.corrupted)):
-            if folder is not None and not Path(folder).expanduser().is_dir():
-                raise ConfigError(f"evaluate.test_sets.{name}.{key}: {folder}: no such folder")
+def _check_folders(graph: Graph, config: RunConfig, run_folder: Path) -> None:
+    """Refuse folders that aren't there, unless what reads them is done."""
+    resolved = graph.resolve(run_folder)
+    for key, stage_name, folder in folders_read(config):
+        readers = [
+            each
+            for each in resolved.values()
+            if each.stage.name == stage_name or each.stage.kind == stage_name
+        ]
+        if any(each.state != "done" for each in readers) and not folder.is_dir():
+            raise ConfigError(f"{key}: {folder}: no such folder")
 
 
 def _make(
@@ -110,6 +127,10 @@ def _make(
     stage, runtime = resolved.stage, config.runtime
     needs_launcher = runtime.processes > 1 or runtime.engine.startswith("zero")
     if stage.launch == "distributed" and needs_launcher:
+        assert resolved.folder is not None
+        resolved.folder.mkdir(parents=True, exist_ok=True)
+        with writing(resolved.folder):
+            pass  # a second run hears of the first here, in one sentence
         _launch(stage, config, config_arguments)
         return
     with progress_line(stage.name) as progress:
@@ -122,11 +143,13 @@ def _launch(stage: Stage, config: RunConfig, config_arguments: list[str]) -> Non
         command = launcher_command(stage.name, config, config_arguments)
         command += ["--outcome", outcome.name]
         logger.info("starting %s", " ".join(command))
-        process = subprocess.Popen(command, env=os.environ | launcher_environment(config))
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            # The terminal's Ctrl-C has reached the processes too: they checkpoint before they end.
+        process = subprocess.Popen(
+            command,
+            env=os.environ | launcher_environment(config),
+            start_new_session=True,  # a terminal's Ctrl-C comes through us, once
+            preexec_fn=_end_with_parent,
+        )
+        with _passing_on_signals(process):
             code = process.wait()
         codes = {int(line) for line in outcome}
     if code == 0:
@@ -137,6 +160,27 @@ def _launch(stage: Stage, config: RunConfig, config_arguments: list[str]) -> Non
     if codes == {STOPPED}:
         raise StoppedWithCheckpoint(f"{stage.name}: stopped with a checkpoint")
     raise StageError(f"{stage.name}: its processes ended with exit code {code}, see above")
+
+
+def _end_with_parent() -> None:
+    """Linux sends SIGTERM to the launcher when this process is gone: its processes then stop with
+    a checkpoint instead of training on unseen."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def _passing_on_signals(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Meanwhile, what asks this process to stop asks the launcher, which asks its processes."""
+
+    def pass_on(*_: object) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launcher_command(stage_name: str, config: RunConfig, config_arguments: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ distributed stage: `accelerate launch launch/stage.py CONFIG --stage NAME`."""
 import argparse
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,17 +50,20 @@ def run_stage(
             stack.enter_context(_log_file(folder, part))
             logger.info("%s begins in %s", stage.name, folder)
         began = time.monotonic()
-        summary = stage.run(
-            Job(
-                config=stage.config,
-                fingerprint=resolved.fingerprint,
-                folder=folder,
-                inputs=inputs,
-                runtime=runtime,
-                progress=progress,
-                part=part,
-            )
+        job = Job(
+            config=stage.config,
+            fingerprint=resolved.fingerprint,
+            folder=folder,
+            inputs=inputs,
+            runtime=runtime,
+            progress=progress,
+            part=part,
         )
+        try:
+            summary = stage.run(job)
+        except OSError as error:
+            error.filename = error.filename or str(folder)  # a failing write doesn't say where
+            raise
         seconds = time.monotonic() - began
         if summary is None or not is_writer:
             return None
@@ -141,6 +145,16 @@ def set_threads(runtime: Runtime) -> None:
         os.environ[variable] = str(runtime.threads_per_process)
 
 
+def config_arguments(path: Path, overrides: Sequence[str]) -> list[str]:
+    """The part of a command line that says which run is meant."""
+    return [str(path), *(part for each in overrides for part in ("--set", each))]
+
+
+def run_command(config_arguments: Sequence[str], *options: str) -> str:
+    """A command to suggest, quoted for a shell."""
+    return shlex.join(["python", "-m", "launch", "run", *config_arguments, *options])
+
+
 def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
     """The program of `launch/stage.py` and `launch/pretrain.py`; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -158,14 +172,15 @@ def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
     set_up_logging()
     with exit_code_of() as outcome:
         config = load_config(parsed.config, tuple(parsed.overrides))
-        _run_named(config, parsed.config, stage_name or parsed.stage)
+        arguments_of_config = config_arguments(parsed.config, parsed.overrides)
+        _run_named(config, arguments_of_config, stage_name or parsed.stage)
     if parsed.outcome is not None:
         with parsed.outcome.open("a") as file:
             file.write(f"{outcome.code}\n")
     return outcome.code
 
 
-def _run_named(config: RunConfig, path: Path, stage_name: str) -> None:
+def _run_named(config: RunConfig, config_arguments: Sequence[str], stage_name: str) -> None:
     graph = build_graph(config)
     stage = graph.stage(stage_name)
     set_threads(config.runtime)
@@ -173,7 +188,7 @@ def _run_named(config: RunConfig, path: Path, stage_name: str) -> None:
         resolved, inputs = resolve_with_inputs(graph, stage, config.runtime.runs / config.name)
     except StageError as error:
         raise ConfigError(
-            f"{error}\nmake them with: python -m launch run {path} --until {stage_name}"
+            f"{error}\nmake them with: {run_command(config_arguments, '--before', stage_name)}"
         ) from None
     if resolved.state == "done":
         logger.warning("%s is done: %s", stage_name, resolved.folder)

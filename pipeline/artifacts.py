@@ -122,8 +122,13 @@ def read_manifest(folder: Path) -> Manifest | None:
             f"{path}: written by another version of ipt-pipeline (schema {found}, "
             f"this one reads {SCHEMA}); use that version, or choose another runtime.runs folder"
         )
-    files = tuple(SealedFile(**file) for file in record.pop("files"))
-    return Manifest(files=files, **record)
+    try:
+        files = tuple(SealedFile(**file) for file in record.pop("files"))
+        return Manifest(files=files, **record)
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path}: not as ipt-pipeline writes it ({error}); delete this folder and run again"
+        ) from error
 
 
 def open_artifact(folder: Path) -> Artifact | None:

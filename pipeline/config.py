@@ -5,9 +5,17 @@ fingerprints; `Runtime` decides only where, how fast and how talkative.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.model_configs import COLOURS, DnCNNConfig, IPTSize
 from pipeline.tasks import PUBLISHED_ORDER, TASKS
@@ -28,8 +36,25 @@ TaskName = Annotated[str, AfterValidator(_known_task)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
 
 
+def _types_in(annotation: object) -> set[object]:
+    inner = get_args(annotation)
+    return set().union(*map(_types_in, inner)) if inner else {annotation}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_guessing(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse `true` for a number and text for either; pydantic would convert them."""
+        assert info.field_name is not None
+        wanted = _types_in(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool) and wanted & {int, float} and bool not in wanted:
+            raise ValueError("a number is needed")
+        if isinstance(value, str) and wanted <= {int, float, bool, type(None)}:
+            raise ValueError("true or false is needed" if bool in wanted else "a number is needed")
+        return value
 
 
 class SourceConfig(Section):
@@ -154,7 +179,7 @@ class EvaluateConfig(Section):
 class Runtime(Section):
     """Everything that changes throughput and places, never content. In no fingerprint."""
 
-    runs: Path = Path("runs")
+    runs: Annotated[Path, AfterValidator(Path.expanduser)] = Path("runs")
     processes: Positive = 1  # per machine, for the distributed stages
     workers: Annotated[int, Field(ge=0)] = 2  # of the corrupt stages and of each loader
     threads_per_process: Positive = 1
@@ -169,7 +194,7 @@ class Runtime(Section):
 
 class RunConfig(Section):
     name: Name
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
     corrupt: CorruptConfig = CorruptConfig()
     rain_layers: RainLayersConfig = RainLayersConfig()

@@ -77,7 +77,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping of sections")
-    return values
+    return _without_aliases(values)
+
+
+def _without_aliases(value: Any) -> Any:
+    """Each `*alias` as a value of its own: an override of one must not change the others."""
+    if isinstance(value, dict):
+        return {key: _without_aliases(inner) for key, inner in value.items()}
+    return [_without_aliases(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from pipeline.artifacts import JSON, Artifact, Manifest, canonical_digest, open_artifact
 from pipeline.config import Runtime, Section
+from pipeline.config_file import ConfigError
 
 FINGERPRINT_DIGITS = 12  # of a folder's name
 
@@ -109,7 +110,7 @@ class Graph:
             if stage.name == name:
                 return stage
         known = ", ".join(stage.name for stage in self.stages)
-        raise StageError(f"no stage is named {name!r}; this run has: {known}")
+        raise ConfigError(f"no stage is named {name!r}; this run has: {known}")
 
     def downstream(self, name: str) -> set[str]:
         """The names of `name` and of every stage that needs it, directly or not."""
@@ -172,7 +173,7 @@ def _state(stage: Stage, folder: Path, artifact: Artifact | None) -> tuple[State
         stale = stage.stale(stage.config, artifact.manifest) if stage.stale else None
         if stale:
             return "fresh", stale
-        return "done", f"{artifact.manifest.provenance['seconds']:.1f} s"
+        return "done", f"{artifact.manifest.provenance.get('seconds', 0):.1f} s"
     if folder.is_dir():
         return "resume", "began, not finished"
     others = sorted(folder.parent.glob("*/manifest.json")) if folder.parent.is_dir() else []

@@ -5,6 +5,8 @@ rain-layers ──┘                      ├─> dncnn-<task> ─────�
                                      └─> finetune-<task>                ┘
 """  # noqa: E501 - a picture
 
+from pathlib import Path
+
 from pipeline.config import RunConfig, TrainingConfig
 from pipeline.graph import Graph, Stage
 from pipeline.tasks import Task, task_named
@@ -15,7 +17,7 @@ from stages.finetune import finetune_stage
 from stages.pretrain import pretrain_stage
 from stages.rain_layers import rain_layers_stage
 from stages.report import report_stage
-from stages.source import source_stage
+from stages.source import resolve_location, source_stage
 
 
 def build_graph(config: RunConfig) -> Graph:
@@ -64,6 +66,22 @@ def build_graph(config: RunConfig) -> Graph:
         add(evaluate_stage(model, tasks[name], evaluate, sources=sources, rain_layers=rain_layers))
     add(report_stage(config.name, stages))
     return Graph(stages=tuple(stages.values()))
+
+
+def folders_read(config: RunConfig) -> list[tuple[str, str, Path]]:
+    """Folders of the user's that stages read: (dotted key, name or kind of the stages, folder)."""
+    folders = [
+        (f"sources.{name}.path", f"source@{name}", resolve_location(source.path))
+        for name, source in config.sources.items()
+    ]
+    if config.rain_layers.folder is not None:
+        folders.append(("rain_layers.folder", "rain-layers", Path(config.rain_layers.folder)))
+    for name, test_set in config.evaluate.test_sets.items():
+        for key, folder in (("path", test_set.path), ("corrupted", test_set.corrupted)):
+            if folder is not None:
+                place = Path(folder).expanduser()
+                folders.append((f"evaluate.test_sets.{name}.{key}", "evaluate", place))
+    return folders
 
 
 def _tasks(config: RunConfig) -> dict[str, Task]:

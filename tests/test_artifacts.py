@@ -74,6 +74,8 @@ def test_logs_may_change_after_the_seal(tmp_path):
     ("text", "words"),
     [
         ('{"schema": 99}', "another version"),
+        ('{"schema": 1, "files": []}', "not as ipt-pipeline writes it"),
+        ('{"schema": 1, "files": [{"name": "a"}]}', "not as ipt-pipeline writes it"),
         ("[]", "another version"),
         ("{", "delete this folder"),
         ("", "delete this folder"),

@@ -38,6 +38,22 @@ def test_two_processes_can_share_the_demos_pretraining():
     share_out(config.pretrain, config.runtime, rank=0, world_size=2)
 
 
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("finetune.denoise30.learning_rate=5e-4", {"finetune.denoise30"}),
+        ("finetune.denoise30.data.fresh_noise=false", {"finetune.denoise30"}),
+        ("dncnn.denoise50.model.depth=6", {"dncnn.denoise50"}),
+        ("pretrain.data.lanes=2", {"pretrain"}),
+    ],
+)
+def test_override_reaches_nothing_beside_its_key_through_an_anchor(override, changed):
+    before = load_config(CONFIGS / "demo.yaml").trainings
+    after = load_config(CONFIGS / "demo.yaml", (override,)).trainings
+
+    assert {key for key in before if before[key] != after[key]} == changed
+
+
 def test_imagenet_config_is_the_papers_recipe():
     config = load_config(CONFIGS / "imagenet.yaml")
 
@@ -64,8 +80,12 @@ def test_imagenet_config_is_the_papers_recipe():
         ("pretrain: {bacth: 3}", ["pretrain.bacth", "unknown key", "value 3", "'batch'"]),
         ("nonsense: 1", ["nonsense", "unknown key", "pretrain"]),
         ("ipt: {feature: 8}", ["ipt.feature", "'features'", "token_size"]),
-        ("pretrain: {batch: many}", ["pretrain.batch", "'many'", "integer"]),
+        ("pretrain: {batch: many}", ["pretrain.batch", "'many'", "a number is needed"]),
         ("pretrain: {batch: 0}", ["pretrain.batch", "0", "greater than or equal to 1"]),
+        ("seed: true", ["seed", "True", "a number is needed"]),
+        ('pretrain: {batch: "24"}', ["pretrain.batch", "'24'", "a number is needed"]),
+        ("corrupt: {clip_noise: never}", ["corrupt.clip_noise", "'never'", "true or false"]),
+        ("seed: 99999999999999999999", ["seed", "less than"]),
         ("pretrain: {batch: 1.5}", ["pretrain.batch", "1.5"]),
         ("pretrain: {learning_rate: .nan}", ["pretrain.learning_rate", "nan"]),
         ("pretrain: {tasks: [sr5]}", ["pretrain.tasks.0", "'sr5'", "sr2, sr3, sr4, derain"]),

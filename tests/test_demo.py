@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.artifacts import read_manifest
-from pipeline.tasks import PUBLISHED_ORDER
+from pipeline.artifacts import holder, read_manifest
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -210,6 +209,15 @@ def test_interrupted_run_goes_on_to_the_same_weights(finished, tmp_path, sent, m
         assert all((resumed[name] == untouched[name]).all() for name in untouched)
 
 
+def test_source_that_is_not_there_leaves_what_is_done_as_it_is(finished):
+    before = sorted(finished.folder.glob("*/*/manifest.json"))
+
+    refused = finished("run", "--set", "sources.photos.path=/nowhere", code=2)
+
+    assert "sources.photos.path: /nowhere: no such folder" in refused
+    assert sorted(finished.folder.glob("*/*/manifest.json")) == before
+
+
 def test_test_set_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
     run = Run(tmp_path)
 
@@ -258,17 +266,36 @@ def test_run_starts_the_processes_of_a_training(finished, tmp_path, engine, proc
 
 
 @pytest.mark.slow
-def test_interrupt_of_two_processes_is_a_stop_with_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_a_run_of_two_processes_is_a_stop_with_a_checkpoint(tmp_path, sent):
     run = Run(tmp_path)
     longer = ("--set", "runtime.processes=2", "--set", "pretrain.samples=48000")
     process = run.start("run", "--until", "pretrain", *longer)
     wait_for(run, "pretrain/*/checkpoints/step-*2", process)
 
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C does
+    os.killpg(process.pid, sent)  # as a terminal's Ctrl-C does
     output, _ = process.communicate(timeout=100)
 
     assert process.returncode == 75, output
     assert "pretrain: stopped with a checkpoint" in output
+
+
+@pytest.mark.slow
+def test_training_does_not_outlive_a_killed_run(tmp_path):
+    run = Run(tmp_path)
+    longer = ("--set", "runtime.processes=2", "--set", "pretrain.samples=48000")
+    process = run.start("run", "--until", "pretrain", *longer)
+    wait_for(run, "pretrain/*/checkpoints/step-*2", process)
+    (folder,) = run.folder.glob("pretrain/*")
+
+    process.kill()
+    process.wait()
+
+    until = time.monotonic() + 60
+    while holder(folder) is not None:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert read_manifest(folder) is None
 
 
 def test_two_runs_at_once_do_the_work_once(tmp_path):
@@ -308,7 +335,8 @@ def test_pretraining_without_its_inputs_names_the_command_that_makes_them(tmp_pa
 
     assert done.returncode == 2
     assert "its inputs are not done: corrupt-sr2@photos" in done.stderr
-    assert f"python -m launch run {run.config} --until pretrain" in done.stderr
+    hint = f"run {run.config} --set runtime.runs={run.folder.parent} --before pretrain"
+    assert f"python -m launch {hint}" in done.stderr
     assert not run.folder.exists()
 
 
@@ -319,8 +347,7 @@ def test_pretraining_without_its_inputs_names_the_command_that_makes_them(tmp_pa
 )
 def test_accelerate_launch_pretrains(finished, tmp_path, launcher):
     run = Run(tmp_path)
-    for task in PUBLISHED_ORDER:
-        run("run", "--until", f"corrupt-{task}@photos")
+    run("run", "--before", "pretrain")
 
     done = launched(run, *ACCELERATE, *launcher)
 

@@ -8,6 +8,7 @@ from launch.local import run_graph
 from launch.stage import run_stage
 from pipeline.artifacts import ArtifactError, writing
 from pipeline.config import RunConfig, Runtime, Section
+from pipeline.config_file import ConfigError
 from pipeline.graph import Graph, Job, Stage, StageError, report_nothing
 
 
@@ -114,7 +115,7 @@ def test_forced_stage_keeps_the_old_folder_aside(run, tmp_path):
 
 
 def test_unknown_stage_is_named_with_those_there_are(run):
-    with pytest.raises(StageError, match="'e'; this run has: a, b, c, d"):
+    with pytest.raises(ConfigError, match="'e'; this run has: a, b, c, d"):
         run(diamond(), until="e")
 
 
