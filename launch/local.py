@@ -202,12 +202,12 @@ def launcher_command(stage_name: str, config: RunConfig, config_arguments: list[
 
 
 def launcher_environment(config: RunConfig) -> dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(config.runtime.threads_per_process)}
-    if not has_gpu():
-        environment |= {"DS_ACCELERATOR": "cpu"}
-        if not config.runtime.engine.startswith("zero"):
-            environment |= {"ACCELERATE_USE_CPU": "true"}
-    return environment
+    """What the launcher must be told on CPUs; the threads are in our own environment already."""
+    if has_gpu():
+        return {}
+    if config.runtime.engine.startswith("zero"):
+        return {"DS_ACCELERATOR": "cpu"}
+    return {"ACCELERATE_USE_CPU": "true"}
 
 
 def has_gpu() -> bool:

@@ -18,6 +18,7 @@ from launch.terminal import exit_code_of, progress_line, set_up_logging
 from pipeline.artifacts import Artifact, open_artifact, seal, set_aside, writing
 from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError, load_config
+from pipeline.data.worker_processes import THREAD_VARIABLES
 from pipeline.graph import Graph, Job, Progress, Resolved, Stage, StageError, resolve_stage
 from stages.recipe import build_graph
 
@@ -141,8 +142,7 @@ def resolve_with_inputs(
 
 def set_threads(runtime: Runtime) -> None:
     """Before numpy and torch are imported: they read these once."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(runtime.threads_per_process)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(runtime.threads_per_process)))
 
 
 def config_arguments(path: Path, overrides: Sequence[str]) -> list[str]:
