@@ -2,20 +2,26 @@
 
 import os
 import resource
-import tempfile
+import struct
+import subprocess
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from pipeline.artifacts import Artifact, seal
-from pipeline.config import CorruptConfig, Runtime, SourceConfig
+from pipeline.config import CorruptConfig, RainLayersConfig, Runtime, SourceConfig
 from pipeline.data.shards import ShardRecord, writing_shard
+from pipeline.data.source import SourceIndex
 from pipeline.graph import Job, Stage
 from pipeline.tasks import TASKS
 from stages.corrupt import corrupt_stage
+from stages.rain_layers import rain_layers_stage
 from stages.source import source_stage
 
 SMALL = CorruptConfig(crops_per_image=3, patch_size=8, samples_per_shard=9)
@@ -38,24 +44,63 @@ def write_photographs(folder: Path, count: int, *, height: int = 40, width: int 
     return folder
 
 
-def execute(
+def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
+    content = BytesIO()
+    image.save(content, image_format, **options)
+    return content.getvalue()
+
+
+def png(width: int, height: int, rows: bytes, *, depth: int = 8, colour_type: int = 2) -> bytes:
+    """A PNG of kinds that Pillow doesn't write; colour types: 2 RGB, 4 grey + alpha, 6 RGBA."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_of_16_bits(image: np.ndarray, colour_type: int) -> bytes:
+    """`image`, (height, width, channels) uint8, with 257 times its values."""
+    rows = (image.astype(">u2") * 257).astype(">u2")
+    content = b"".join(b"\0" + row.tobytes() for row in rows)
+    return png(image.shape[1], image.shape[0], content, depth=16, colour_type=colour_type)
+
+
+def job_of(
     stage: Stage,
     folder: Path,
     inputs: Mapping[str, Artifact] | None = None,
     *,
+    fingerprint: str = "test",
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
-) -> Artifact | None:
-    """Run a stage as the launcher does, and seal it unless other parts are missing."""
+) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(
+    return Job(
         config=stage.config,
-        fingerprint="test",
+        fingerprint=fingerprint,
         folder=folder,
         inputs=inputs or {},
         runtime=Runtime(workers=workers),
         part=part,
     )
+
+
+def execute(
+    stage: Stage,
+    folder: Path,
+    inputs: Mapping[str, Artifact] | None = None,
+    *,
+    fingerprint: str = "test",
+    workers: int = 1,
+    part: tuple[int, int] = (0, 1),
+) -> Artifact | None:
+    """Run a stage as the launcher does, and seal it unless other parts are missing."""
+    job = job_of(stage, folder, inputs, fingerprint=fingerprint, workers=workers, part=part)
     summary = stage.run(job)
     if summary is None:
         return None
@@ -63,7 +108,7 @@ def execute(
         folder,
         stage=stage.name,
         version=stage.version,
-        fingerprint="test",
+        fingerprint=fingerprint,
         config=stage.config.model_dump(mode="json"),
         inputs={},
         summary=summary,
@@ -77,6 +122,11 @@ def listed(photographs: Path, folder: Path, **settings: object) -> Artifact:
     artifact = execute(stage, folder)
     assert artifact is not None
     return artifact
+
+
+def index_of(photographs: Path, folder: Path, **settings: object) -> SourceIndex:
+    artifact = listed(photographs, folder, **settings)
+    return SourceIndex(artifact.folder, Path(artifact.manifest.summary["root"]))
 
 
 def listing_stage(photographs: Path, *, largest_crop: int = 32, **settings: object) -> Stage:
@@ -117,6 +167,13 @@ def corrupted(
     return artifact
 
 
+def run_bank(target: Path, *, seed: int = 0, **values: object) -> tuple[dict, np.ndarray]:
+    """The summary and the layers that the rain-layers stage makes; `target` is not sealed."""
+    stage = rain_layers_stage(RainLayersConfig(**values), seed=seed)
+    summary = stage.run(job_of(stage, target))
+    return summary, np.load(target / "layers.npy", mmap_mode="r")
+
+
 def rain_bank(folder: Path, like: Artifact) -> Artifact:
     """A folder such as the rain-layers stage makes, with noise for rain."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +184,18 @@ def rain_bank(folder: Path, like: Artifact) -> Artifact:
 
 def shard_bytes(artifact_folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (artifact_folder / "shards").glob("*.tar")}
+
+
+def imported_by(code: str) -> set[str]:
+    """The modules that a new interpreter has imported once it ran `code` in the checkout."""
+    printed = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return set(printed.stdout.split())
 
 
 def is_running(pid: int) -> bool:
@@ -169,14 +238,6 @@ def as_nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(user)
-
-
-@contextmanager
-def public_folder() -> Iterator[Path]:
-    """A folder that everybody may enter, which pytest's own are not."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
 
 
 @contextmanager

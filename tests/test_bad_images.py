@@ -3,13 +3,12 @@
 import os
 import struct
 import warnings
-import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import as_nobody, photograph
+from data_samples import as_nobody, encoded, photograph, png, png_of_16_bits
 from PIL import Image
 
 from pipeline.data.source import UnreadablePhotograph, decode_photograph, read_photograph
@@ -18,39 +17,13 @@ PHOTOGRAPH = photograph(0)
 GREY = PHOTOGRAPH[:, :, 0]
 
 
-def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
-    content = BytesIO()
-    image.save(content, image_format, **options)
-    return content.getvalue()
-
-
 def as_jpeg(mode: str = "RGB", **options: object) -> bytes:
     return encoded(Image.fromarray(PHOTOGRAPH).convert(mode), "JPEG", quality=95, **options)
-
-
-def png(width: int, height: int, rows: bytes, *, depth: int = 8, colour_type: int = 2) -> bytes:
-    """A PNG of kinds that Pillow doesn't write; colour types: 2 RGB, 4 grey + alpha, 6 RGBA."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that claims to be of any size, and has the pixels of none."""
     return png(width, height, b"")
-
-
-def png_of_16_bits(image: np.ndarray, colour_type: int) -> bytes:
-    """`image`, (height, width, channels) uint8, with 257 times its values."""
-    rows = (image.astype(">u2") * 257).astype(">u2")
-    content = b"".join(b"\0" + row.tobytes() for row in rows)
-    return png(image.shape[1], image.shape[0], content, depth=16, colour_type=colour_type)
 
 
 def jpeg_of_size(width: int, height: int) -> bytes:

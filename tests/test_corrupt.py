@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from data_samples import (
     execute,
     listed,
     photograph,
-    public_folder,
     shard_bytes,
     write_photographs,
 )
@@ -28,18 +26,6 @@ from pipeline.data.shard_reader import open_shards
 from pipeline.data.source import SourceIndex
 from pipeline.graph import Job, StageError
 from pipeline.tasks import TASKS
-
-REPOSITORY = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs") / "in", 14)
-
-
-@pytest.fixture(scope="module")
-def source(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return listed(photographs, tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +192,6 @@ def test_odd_photographs_are_converted_and_unusable_ones_counted_and_listed(
     samples = samples_of(artifact, "train") + samples_of(artifact, "validation")
     assert len(samples) == 11 * SMALL.crops_per_image
     assert converted < {description["source"] for _, description, *_ in samples}
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    with public_folder() as folder:
-        yield folder
 
 
 def test_a_photograph_that_nobody_may_read_is_skipped_and_listed(public: Path) -> None:

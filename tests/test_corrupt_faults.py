@@ -25,18 +25,6 @@ from pipeline.config import CorruptConfig, RunConfig, Runtime, SourceConfig
 from pipeline.graph import Graph, StageError
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs") / "in", 14)
-
-
-@pytest.fixture(scope="module")
-def source(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return listed(photographs, tmp_path_factory.mktemp("source"))
-
-
 LONGER = SMALL.model_copy(update={"crops_per_image": 100, "samples_per_shard": 200})
 SCRIPT = """
 import sys

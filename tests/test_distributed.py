@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training_toys import everything, toy_config, toy_fit
+from tests.training_toys import FINAL, everything, toy_config, toy_fit
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-FINAL = Path("checkpoints") / "step-00000012"
 # Sums over processes in another order, through Adam.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 TRAININGS: dict[str, dict[str, dict]] = {

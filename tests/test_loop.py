@@ -1,103 +1,26 @@
-"""The training loop: the same bits after a stop, skipped steps, what it writes."""
+"""The training loop: its steps, skipped ones, what it writes."""
 
-import json
 import logging
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.graph import StageError, StoppedWithCheckpoint
+from pipeline.graph import StageError
 from pipeline.training.loop import fit
-from pipeline.training.objectives import Batch, RestorationObjective
+from pipeline.training.objectives import RestorationObjective
 from pipeline.training.placement import Place
-from pipeline.training.preemption import stop_on_signals
 from tests.training_toys import (
+    FINAL,
     everything,
+    logged_rows,
     toy_batches,
     toy_config,
     toy_fit,
     toy_model,
     toy_runtime,
 )
-
-FINAL = Path("checkpoints") / "step-00000012"
-
-
-def _fit_stopping(folder: Path, *, after: int | None, number: int = signal.SIGUSR2) -> None:
-    """Train the toy with batch normalisation; a signal comes while step `after` + 1 is read."""
-    config = toy_config()
-    model = toy_model(normalises=True)
-
-    def batches(place: Place) -> Iterator[Batch]:
-        for count, batch in enumerate(toy_batches(config, place)):
-            if after is not None and place.start_step + count // place.accumulation == after:
-                os.kill(os.getpid(), number)
-            yield batch
-
-    fit(
-        RestorationObjective(model),
-        config=config,
-        runtime=toy_runtime(micro_batch=6),
-        folder=folder,
-        fingerprint="f" * 64,
-        batches=batches,
-        groups=model.parameter_groups(),
-    )
-
-
-@pytest.mark.parametrize(
-    ("number", "after"), [(signal.SIGUSR2, 0), (signal.SIGTERM, 4), (signal.SIGINT, 10)]
-)
-def test_stopped_by_a_signal_and_resumed_gives_the_same_bits(
-    tmp_path: Path, number: int, after: int
-) -> None:
-    _fit_stopping(tmp_path / "whole", after=None)
-
-    with pytest.raises(StoppedWithCheckpoint, match=f"after step {after + 1} of 12"):
-        _fit_stopping(tmp_path / "stopped", after=after, number=number)
-    _fit_stopping(tmp_path / "stopped", after=None)
-
-    expected = everything(tmp_path / "whole" / FINAL)
-    found = everything(tmp_path / "stopped" / FINAL)
-    assert "weights/body.1.running_mean" in expected
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    steps = [row["step"] for row in _rows(tmp_path / "stopped")]
-    assert steps == sorted(set(steps))
-
-
-def test_a_signal_during_the_last_step_is_not_forgotten(tmp_path: Path) -> None:
-    # Else the stages after this one would run into what the signal announced.
-    with pytest.raises(StoppedWithCheckpoint, match="after step 12 of 12"):
-        _fit_stopping(tmp_path, after=11)
-
-    _fit_stopping(tmp_path, after=None)
-
-    assert (tmp_path / FINAL).is_dir()
-
-
-def _rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_handlers_of_signals_are_put_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-
-    with stop_on_signals() as stop:
-        assert not stop
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_it_is_plain_adam_on_the_mean_of_the_batch(tmp_path: Path) -> None:
@@ -155,7 +78,7 @@ def test_a_step_with_nan_is_skipped_counted_and_leaves_nothing_behind(tmp_path: 
     assert trained.checkpoint.state.adam_steps["sr2"] == 2
     assert weights["weights/body.1.num_batches_tracked"] == 9
     assert all(bool(each.isfinite().all()) for each in weights.values())
-    rows = _rows(tmp_path)
+    rows = logged_rows(tmp_path)
     assert [row["skipped"] for row in rows] == [1, 3, 3, 3]
     assert all(row["loss"] > 0 for row in rows)
 
@@ -199,7 +122,7 @@ def test_clipping_bounds_the_gradient_and_logs_its_norm_before(tmp_path: Path) -
     free, bound = (everything(tmp_path / name / FINAL) for name in ("free", "bound"))
     assert bound["exp_avg/body.0.weight"].norm() < 1.01e-9
     assert free["exp_avg/body.0.weight"].norm() > 1
-    assert _rows(tmp_path / "bound")[0]["gradient_norm"] > 1
+    assert logged_rows(tmp_path / "bound")[0]["gradient_norm"] > 1
 
 
 def test_a_finished_training_run_again_only_returns(tmp_path: Path) -> None:
@@ -238,7 +161,7 @@ def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:
 
 def test_metrics_hold_one_row_per_interval_and_none_twice_after_a_kill(tmp_path: Path) -> None:
     toy_fit(tmp_path)
-    whole = _rows(tmp_path)
+    whole = logged_rows(tmp_path)
     assert [row["step"] for row in whole] == [3, 6, 9, 12]
     assert [row["samples"] for row in whole] == [36, 72, 108, 144]
     assert [row["learning_rate"] for row in whole] == [1e-2, 1e-2, 1e-3, 1e-3]
@@ -254,7 +177,7 @@ def test_metrics_hold_one_row_per_interval_and_none_twice_after_a_kill(tmp_path:
         file.write('{"step": 12, "lo')
     toy_fit(tmp_path)
 
-    rows = _rows(tmp_path)
+    rows = logged_rows(tmp_path)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
     assert [row["l1/sr2"] for row in rows[:2]] == [row["l1/sr2"] for row in whole[:2]]
 
@@ -285,7 +208,7 @@ def test_losses_and_images_reach_tensorboard(tmp_path: Path) -> None:
     logged = [event.step for event in events.Scalars("l1/sr2")]
     assert logged == [3, 6, 9, 12]
     values = [event.value for event in events.Scalars("loss")]
-    assert values == pytest.approx([row["loss"] for row in _rows(tmp_path)], rel=1e-6)
+    assert values == pytest.approx([row["loss"] for row in logged_rows(tmp_path)], rel=1e-6)
     assert [event.step for event in events.Images("sr2/restored")] == [5, 10, 12]
 
 

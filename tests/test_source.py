@@ -1,31 +1,13 @@
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import (
-    as_nobody,
-    execute,
-    largest_file,
-    listed,
-    listing_stage,
-    photograph,
-    public_folder,
-    write_photographs,
-)
+from data_samples import imported_by, index_of, listed, listing_stage, photograph, write_photographs
 from PIL import Image
 
 from pipeline.data.source import SourceError, SourceIndex, photograph_key
 from pipeline.graph import StageError
 from stages.source import resolve_location
-
-
-def index_of(photographs: Path, folder: Path, **settings: object) -> SourceIndex:
-    artifact = listed(photographs, folder, **settings)
-    return SourceIndex(artifact.folder, Path(artifact.manifest.summary["root"]))
 
 
 def test_index_names_every_photograph_by_the_hash_of_its_path(tmp_path: Path) -> None:
@@ -127,156 +109,6 @@ def test_one_usable_photograph_is_an_error_that_says_what_is_wrong_with_others(
         listed(photographs, tmp_path / "out", validation_images=1)
 
 
-def test_a_folder_without_photographs_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("nothing to see")
-
-    with pytest.raises(StageError, match=r"no photograph in it, at any depth \(1 other files\)"):
-        listed(tmp_path, tmp_path / ".out")
-
-
-def test_a_missing_folder_and_a_file_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_bytes(b"")
-
-    with pytest.raises(StageError, match="nowhere: no such folder"):
-        listed(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(StageError, match=r"photo.png: not a folder"):
-        listed(tmp_path / "photo.png", tmp_path / "out")
-
-
-def test_odd_names_are_listed_and_read(tmp_path: Path) -> None:
-    names = [
-        b'it\'s "quoted".png',
-        "grüße 写真.png".encode(),
-        b"not-utf8-\xff\xe9.png",
-        b"n\nl.png",
-    ]
-    for number, name in enumerate(names):
-        image = tmp_path / "plain.png"
-        Image.fromarray(photograph(number)).save(image)
-        (tmp_path / "in").mkdir(exist_ok=True)
-        os.rename(os.fsencode(image), os.path.join(os.fsencode(tmp_path / "in"), name))
-
-    index = index_of(tmp_path / "in", tmp_path / "out")
-
-    assert {index.relative_path(number) for number in range(4)} == set(names)
-    assert all(index.path(number).is_file() for number in range(4))
-    assert all(index.name(number).encode("utf-8") for number in range(4))
-
-
-def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
-    photographs = write_photographs(tmp_path / "in", 3)
-    (photographs / "loop").symlink_to(photographs)
-    (photographs / "a link").symlink_to(photographs / "class1")
-    (photographs / "itself.png").symlink_to(photographs / "itself.png")
-    (photographs / "broken.png").symlink_to(photographs / "nowhere.png")
-    outside = write_photographs(tmp_path / "elsewhere", 2)
-    (photographs / "more").symlink_to(outside)
-
-    artifact = listed(photographs, tmp_path / "out", validation_images=1)
-
-    summary = artifact.manifest.summary
-    assert summary["images"] == 5
-    assert [each["path"] for each in summary["unreadable"]] == ["broken.png", "itself.png"]
-
-
-def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
-    photographs = write_photographs(tmp_path / "in", 3)
-    (photographs / "._photograph 0.png").write_bytes(b"resource fork")
-    (photographs / ".cache").mkdir()
-    Image.fromarray(photograph(0)).save(photographs / ".cache" / "thumbnail.png")
-    (photographs / "LICENSES.md").write_text("CC0")
-
-    summary = listed(photographs, tmp_path / "out", validation_images=1).manifest.summary
-
-    assert (summary["images"], summary["other_files"]) == (3, 1)
-
-
-def test_a_changed_folder_makes_the_listing_stale(tmp_path: Path) -> None:
-    photographs = write_photographs(tmp_path / "in", 6)
-    stage = listing_stage(photographs)
-    artifact = execute(stage, tmp_path / "out")
-    assert artifact is not None
-    assert stage.stale is not None
-    assert stage.stale(stage.config, artifact.manifest) is None
-
-    Image.fromarray(photograph(9)).save(photographs / "class1" / "another.png")
-
-    assert "class1 changed since" in str(stage.stale(stage.config, artifact.manifest))
-    moved = listing_stage(tmp_path / "moved")
-    assert "listed from" in str(stage.stale(moved.config, artifact.manifest))
-
-
-def test_photographs_may_be_deleted_once_they_are_corrupted(tmp_path: Path) -> None:
-    photographs = write_photographs(tmp_path / "in", 6)
-    stage = listing_stage(photographs)
-    artifact = execute(stage, tmp_path / "out")
-    assert artifact is not None
-
-    photographs.rename(tmp_path / "gone")
-
-    assert stage.stale is not None
-    assert stage.stale(stage.config, artifact.manifest) is None
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    with public_folder() as folder:
-        yield folder
-
-
-def test_photographs_that_nobody_may_list_are_an_error_and_make_nothing_stale(
-    public: Path,
-) -> None:
-    photographs = write_photographs(public / "closed" / "in", 6)
-    stage = listing_stage(photographs)
-    artifact = execute(stage, public / "out")
-    assert artifact is not None
-    assert stage.stale is not None
-    (public / "new").mkdir(mode=0o777)
-
-    for closed in (photographs, photographs.parent):
-        closed.chmod(0)
-        try:
-            with as_nobody():
-                with pytest.raises(
-                    StageError, match=rf"^{photographs}: Permission denied; .*again"
-                ):
-                    execute(stage, public / "new")
-                assert stage.stale(stage.config, artifact.manifest) is None
-        finally:
-            closed.chmod(0o755)
-
-
-def test_a_folder_that_nobody_may_list_is_left_out_and_listed(public: Path) -> None:
-    photographs = write_photographs(public / "in", 6)
-    (public / "new").mkdir()
-    (public / "new").chmod(0o777)
-
-    (photographs / "class1").chmod(0)
-    try:
-        with as_nobody():
-            summary = listed(photographs, public / "new").manifest.summary
-    finally:
-        (photographs / "class1").chmod(0o755)
-
-    assert (summary["images"], summary["unreadable_found"]) == (4, 1)
-    assert summary["unreadable"] == [{"path": "class1", "reason": "permission denied"}]
-
-
-def test_a_full_disk_and_a_read_only_one_are_named(public: Path) -> None:
-    photographs = write_photographs(public / "in", 6)
-    folder = public / "out"
-    folder.mkdir()
-
-    with largest_file(64), pytest.raises(StageError, match=rf"^{folder}: File too large; .*again"):
-        execute(listing_stage(photographs), folder)
-    folder.chmod(0o555)
-    with as_nobody(), pytest.raises(StageError, match=rf"^{folder}.*: Permission denied; .*again"):
-        execute(listing_stage(photographs), folder)
-
-    assert list(folder.iterdir()) == []
-
-
 def test_an_index_of_another_version_is_an_error(tmp_path: Path) -> None:
     photographs = write_photographs(tmp_path / "in", 6)
     artifact = listed(photographs, tmp_path / "out")
@@ -286,36 +118,10 @@ def test_an_index_of_another_version_is_an_error(tmp_path: Path) -> None:
         SourceIndex(artifact.folder, photographs)
 
 
-def test_an_interrupted_listing_begins_again(tmp_path: Path) -> None:
-    photographs = write_photographs(tmp_path / "in", 6)
-    whole = listed(photographs, tmp_path / "whole")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".paths.bin.spool").write_bytes(b"half a path")
-    (tmp_path / "out" / "paths.bin").write_bytes(b"of another attempt")
-
-    again = listed(photographs, tmp_path / "out")
-
-    assert again.manifest.files == whole.manifest.files
-    assert not list(again.folder.glob(".*"))
-
-
 def test_package_locations_are_inside_the_package() -> None:
     assert (resolve_location("package:assets/photos") / "chelsea.png").is_file()
     assert resolve_location("photos") == Path.cwd() / "photos"
 
 
 def test_stage_modules_import_no_torch_and_no_numpy() -> None:
-    code = (
-        "import sys, stages.source, stages.corrupt; "
-        "print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
-    )
-
-    printed = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[1],
-    )
-
-    assert printed.stdout.strip() == "[]"
+    assert not {"torch", "numpy", "PIL"} & imported_by("import stages.source, stages.corrupt")

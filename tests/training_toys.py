@@ -2,6 +2,7 @@
 
 # N batch, C channels, H W height and width, L tokens, D embedding
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipeline.training.placement import Place
 
 TASKS = ("sr2", "denoise30", "denoise50")
 SIDE = 6
+FINAL = Path("checkpoints") / "step-00000012"  # of a training by `toy_config`
 
 
 class ToyIPT(nn.Module):
@@ -145,3 +147,7 @@ def everything(objective_folder: Path) -> dict[str, Tensor]:
         for path in sorted(objective_folder.glob("*.safetensors"))
         for name, tensor in load_file(path).items()
     }
+
+
+def logged_rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,39 @@
+"""What several files of tests share because making it takes time, or rights."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from data_samples import listed, write_photographs
+from demo_run import Run
+
+from pipeline.artifacts import Artifact
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of fourteen photographs, to be read only."""
+    return write_photographs(tmp_path_factory.mktemp("photographs") / "in", 14)
+
+
+@pytest.fixture(scope="session")
+def source(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The sealed listing of `photographs`."""
+    return listed(photographs, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of the small demo; `output` is what it printed."""
+    run = Run(tmp_path_factory.mktemp("finished"))
+    run.output = run("run")
+    return run
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)

@@ -1,0 +1,54 @@
+import pytest
+from report_samples import scores
+
+from pipeline.report.verdict import VerdictRow, headline, sentence, smoke_test, verdict_rows
+
+
+def row(**models: float) -> VerdictRow:
+    means = {name: scores(value) for name, value in models.items()}
+    return VerdictRow(task="denoise30", test_set="mine", images=1, **means)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([row(corrupted=18, ipt=27, dncnn=26)], "IPT is ahead of DnCNN in 1 of 1 comparison"),
+        (
+            [row(corrupted=18, ipt=27, dncnn=26), row(corrupted=15, ipt=25, dncnn=25.12)],
+            "IPT is ahead of DnCNN in 1, behind in 1 of 2 comparisons",
+        ),
+        ([row(corrupted=18, ipt=26, dncnn=26.001)], "IPT and DnCNN are level over 1 comparison"),
+        ([row(corrupted=18, ipt=27)], "IPT improves on its input in 1 of 1 comparison"),
+        ([row(corrupted=18, ipt=17)], "IPT improves on its input in 0 of 1 comparison"),
+        ([], "Nothing was evaluated"),
+    ],
+)
+def test_the_headline_says_what_the_scores_say(rows, expected):
+    assert headline(rows) == expected
+
+
+def test_a_loss_is_called_a_loss():
+    assert sentence(row(corrupted=18, ipt=17.5)) == "IPT loses 0.50 dB against the noisy input."
+    assert sentence(row(corrupted=18, ipt=27, dncnn=28.25)) == (
+        "DnCNN beats IPT by 1.25 dB; IPT gains 9.00 dB; DnCNN gains 10.25 dB against the noisy "
+        "input."
+    )
+
+
+def test_a_large_run_is_no_smoke_test():
+    assert smoke_test(1_281_167, 50) is None
+    assert smoke_test(3, 2) == (
+        "3 photographs trained on, 2 photographs scored on: a smoke test of the pipeline, not a "
+        "measurement of the method."
+    )
+
+
+def test_rows_follow_the_order_of_the_tasks():
+    def record(task: str, model: str) -> dict:
+        means = {"corrupted": scores(18), "restored": scores(20)}
+        test_set = {"mean": means, "images": [1], "skipped": []}
+        return {"task": task, "model": model, "test_sets": {"b": test_set}}
+
+    rows = verdict_rows([record("denoise50", "dncnn"), record("sr2", "finetune")])
+
+    assert [each.task for each in rows] == ["sr2", "denoise50"]
