@@ -2,10 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.terminal import exit_code_of, set_up_logging
+
+Command = Callable[[argparse.Namespace], int]
+Commands = argparse._SubParsersAction  # which argparse gives no public name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,9 +29,22 @@ def _parser() -> argparse.ArgumentParser:
         "(the same command goes on), 130 interrupted (likewise).",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run_commands(commands)
+    _add_model_commands(commands)
+    return parser
 
-    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+
+def _add(commands: Commands, name: str, command: Command, text: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=command)
+    return sub
+
+
+def _add_run_commands(commands: Commands) -> None:
+    """The commands that read one YAML file."""
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        sub = _add(commands, name, command, text)
         sub.add_argument("config", help="a YAML file; configs/ is searched too")
         sub.add_argument(
             "--set",
@@ -38,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
             dest="overrides",
             help="put a value over the config's, as in --set pretrain.batch=64; repeatable",
         )
-        sub.set_defaults(command=command)
         return sub
 
     add("plan", _plan, "Show the graph: what is done, what goes on, what is yet to be made, why.")
@@ -53,7 +68,64 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("status", _status, "Show how far each stage is, who runs it and where its log is.")
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
-    return parser
+
+
+def _add_model_commands(commands: Commands) -> None:
+    """The commands that use a model, without a run."""
+    restore = _add(
+        commands, "restore", _restore, "Restore photographs of any size with a trained model."
+    )
+    restore.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file or a folder")
+    restore.add_argument(
+        "--weights", required=True, type=Path, metavar="DIR", help="a model folder, IPT or DnCNN"
+    )
+    restore.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="gets <name>.png for every image"
+    )
+    restore.add_argument("--task", help="needed where the model has several")
+    restore.add_argument(
+        "--tiling",
+        choices=("overlap", "official"),
+        default="overlap",
+        help="how tiles are put together: blended over --tile-overlap pixels, or as the published "
+        "evaluation does, at ten times the cost (default: overlap)",
+    )
+    restore.add_argument(
+        "--tile-overlap", type=int, metavar="PIXELS", help="of neighbouring tiles (default: 10)"
+    )
+    restore.add_argument(
+        "--self-ensemble",
+        action="store_true",
+        help="average over the eight rotations and reflections, at eight times the cost",
+    )
+    restore.add_argument(
+        "--batch",
+        type=int,
+        default=32,
+        help="tiles at a time; less takes less memory (default: 32)",
+    )
+    restore.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    restore.add_argument("--force", action="store_true", help="overwrite what is in --out")
+    weights = _add(
+        commands,
+        "import-weights",
+        _import_weights,
+        "Turn published weights, of IPT or DnCNN, into a model folder.",
+    )
+    weights.add_argument("file", type=Path, help="as published: .pt, .pth or .mat")
+    weights.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    weights.add_argument(
+        "--tasks",
+        metavar="TASK,...",
+        help="what each head of an IPT is for, in order (default: the published order)",
+    )
+    weights.add_argument("--task", help="keep this task's head, tail and query alone")
+    weights.add_argument(
+        "--attention-heads",
+        type=int,
+        metavar="N",
+        help="which no shape tells (default: the published 12)",
+    )
 
 
 def resolve_config_path(given: str) -> Path:
@@ -83,6 +155,35 @@ def _verify(parsed: argparse.Namespace) -> int:
     from launch.inspect_run import verify_run
 
     return verify_run(resolve_config_path(parsed.config), tuple(parsed.overrides))
+
+
+def _restore(parsed: argparse.Namespace) -> int:
+    from launch.restore_images import restore_images
+
+    return restore_images(
+        parsed.images,
+        weights=parsed.weights,
+        out=parsed.out,
+        task=parsed.task,
+        tiling=parsed.tiling,
+        tile_overlap=parsed.tile_overlap,
+        ensemble=parsed.self_ensemble,
+        batch=parsed.batch,
+        device=parsed.device,
+        force=parsed.force,
+    )
+
+
+def _import_weights(parsed: argparse.Namespace) -> int:
+    from launch.import_weights import import_weights
+
+    return import_weights(
+        parsed.file,
+        out=parsed.out,
+        tasks=None if parsed.tasks is None else tuple(parsed.tasks.split(",")),
+        only=parsed.task,
+        attention_heads=parsed.attention_heads,
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:

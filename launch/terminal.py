@@ -19,6 +19,10 @@ INTERRUPT = "stopped; the same command goes on where this one was"
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class CommandFailed(Exception):  # noqa: N818
+    """A command that ends with this sentence and exit code 1."""
+
+
 @dataclass
 class Outcome:
     code: int = 0
@@ -34,12 +38,12 @@ def exit_code_of() -> Iterator[Outcome]:
             yield outcome
     except ConfigError as error:
         outcome.code = _say(error, USAGE)
-    except (StageError, ArtifactError) as error:
+    except (CommandFailed, StageError, ArtifactError) as error:
         outcome.code = _say(error, FAILED)
     except StoppedWithCheckpoint as stop:
         outcome.code = _say(stop, STOPPED)
-    except KeyboardInterrupt:
-        outcome.code = _say(INTERRUPT, INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        outcome.code = _say(str(stop) or INTERRUPT, INTERRUPTED)
     except BrokenPipeError:  # such as `ipt plan demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         outcome.code = FAILED

@@ -200,22 +200,19 @@ class DnCNNConfig:
     depth: Annotated[int, Field(ge=3)] = 17
     features: Count = 64
     channels: Count = 3
+    # Without: what batch normalisation folds into, and the form of the published models. Every
+    # convolution has a bias.
+    batch_norm: bool = True
 
     @property
     def parameters(self) -> int:
-        """Of the form that trains: a bias on the first convolution only, as batch normalisation
-        shifts the inner ones and the last predicts noise, whose mean is zero."""
+        """With batch normalisation the inner convolutions have no bias, as it shifts them, nor has
+        the last, as it predicts noise, whose mean is zero."""
         ends = 2 * 9 * self.channels * self.features + self.features
-        inner = 9 * self.features**2 + 2 * self.features
-        return ends + (self.depth - 2) * inner
-
-    @property
-    def folded_parameters(self) -> int:
-        """With batch normalisation folded into its convolutions.
-
-        The published merged models hold `channels` more, the bias of the last convolution.
-        """
-        return self.parameters - (self.depth - 2) * self.features
+        inner = 9 * self.features**2
+        if self.batch_norm:
+            return ends + (self.depth - 2) * (inner + 2 * self.features)
+        return ends + self.channels + (self.depth - 2) * (inner + self.features)
 
     def flops(self, *, height: int, width: int) -> int:
         """Of the forward pass of one image."""

@@ -1,33 +1,56 @@
-"""Whole images by a model of fixed patches: cut into tiles, restored, and put together.
+"""Whole images by a model: in tiles that are put together, or in windows with a margin.
 
-Along each axis the tiles' weights sum to one at every pixel; a tile's weight in the image is the
-product of both.
+An image is read, and its restoration is made, in bands of rows from top to bottom: beside what the
+caller holds, memory grows with the image's width, never with its height.
 """
-# N batch, C channels, H W height and width, P patch size, s scale, q P / 4
+# N batch, C channels, H W height and width, P patch size, s scale
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Tiling = Literal["overlap", "official"]
+from pipeline.tiling import OVERLAP, Axis, Tiling, tile_weights, tiled_axis
+
 Model = Callable[[Tensor], Tensor]
-OVERLAP = 10  # pixels, as the paper's text has it: a stride of 38
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axis:
-    """Tiles along one axis: where they start, and what share of each restored pixel is theirs."""
+class Rows:
+    """An image (C, H, W) of which a few rows are read at a time."""
 
-    starts: tuple[int, ...]  # pixels of the input
-    weights: Tensor  # (tiles, P × s)
-    # Those in the first q × s pixels of the other axis, where they differ.
-    weights_at_edge: Tensor | None = None
+    channels: int
+    height: int
+    width: int
+    read: Callable[[int, int], Tensor]  # (top, bottom) to floats in [0, 1], (C, bottom − top, W)
 
 
-@torch.no_grad()
+def rows_of_tensor(image: Tensor) -> Rows:
+    channels, height, width = image.shape
+    return Rows(
+        channels=channels,
+        height=height,
+        width=width,
+        read=lambda top, bottom: image[:, top:bottom],
+    )
+
+
+def rows_of_pixels(pixels: np.ndarray) -> Rows:
+    """The rows of (H, W, C) uint8 or uint16; only those that are read become floats."""
+    height, width, channels = pixels.shape
+    white = np.iinfo(pixels.dtype).max
+
+    def read(top: int, bottom: int) -> Tensor:
+        rows = pixels[top:bottom].transpose(2, 0, 1).astype(np.float32, order="C")
+        return torch.from_numpy(rows).div_(white)
+
+    return Rows(channels=channels, height=height, width=width, read=read)
+
+
 def restore(
     model: Model,
     image: Tensor,
@@ -40,48 +63,99 @@ def restore(
 ) -> Tensor:
     """Restore an image (C, H, W) or (1, C, H, W) of any size to s times that size.
 
-    `model` restores (N, C, P, P) to (N, C, sP, sP). "overlap" fades tiles into each other over
-    `overlap` pixels (10, or all but one of a smaller patch); "official" takes every pixel from
-    where the published evaluation takes it, at eight times the cost. Images smaller than a patch
-    are mirrored up to its size. Results are moved to the image's device; where the model runs is
-    the caller's matter.
+    All else is as `restored_bands` has it, whose bands this puts together.
     """
     if image.ndim not in (3, 4) or (image.ndim == 4 and len(image) != 1) or 0 in image.shape:
         raise ValueError(f"an image of shape {tuple(image.shape)}; expected one (C, H, W)")
     if not image.is_floating_point():
         raise ValueError(f"an image of {image.dtype}; expected floats in [0, 1]")
+    bands = restored_bands(
+        model,
+        rows_of_tensor(image.reshape(image.shape[-3:])),
+        scale=scale,
+        patch_size=patch_size,
+        tiling=tiling,
+        batch=batch,
+        overlap=overlap,
+    )
+    whole = torch.cat(list(bands), dim=1)
+    return whole.reshape(*image.shape[:-2], *whole.shape[1:])
+
+
+@torch.no_grad()
+def restored_bands(
+    model: Model,
+    image: Rows,
+    *,
+    scale: int,
+    patch_size: int,
+    tiling: Tiling = "overlap",
+    batch: int = 64,
+    overlap: int | None = None,
+) -> Iterator[Tensor]:
+    """Yield an image of any size restored to s times that size, in bands (C, rows, sW).
+
+    `model` restores (N, C, P, P) to (N, C, sP, sP); every batch is full but the last. "overlap"
+    fades tiles into each other over `overlap` pixels (10, or all but one of a smaller patch);
+    "official" takes every pixel from where the published evaluation takes it, at ten times the
+    cost. Images smaller than a patch are mirrored up to its size. Results are moved to the image's
+    device; where the model runs is the caller's matter.
+    """
     if batch < 1 or scale < 1:
         raise ValueError(f"batch {batch}, scale {scale}: both start at 1")
     if overlap is None:
         overlap = min(OVERLAP, patch_size - 1)
-    channels, height, width = image.shape[-3:]
-    whole = _mirrored(image.reshape(channels, height, width), patch_size)
     rows, columns = (
-        _axis(length, tiling=tiling, patch=patch_size, scale=scale, overlap=overlap)
-        for length in whole.shape[1:]
-    )
-    places = [(i, j) for i in range(len(rows.starts)) for j in range(len(columns.starts))]
-    side = patch_size * scale
-    restored = whole.new_zeros(channels, whole.shape[1] * scale, whole.shape[2] * scale)
-    for first in range(0, len(places), batch):
-        chosen = places[first : first + batch]
-        corners = [(rows.starts[i], columns.starts[j]) for i, j in chosen]
-        tiles = torch.stack(
-            [whole[:, top : top + patch_size, left : left + patch_size] for top, left in corners]
+        tiled_axis(
+            max(length, patch_size), tiling=tiling, patch=patch_size, scale=scale, overlap=overlap
         )
-        results = model(tiles)
-        if results.shape != (len(chosen), channels, side, side):
-            raise ValueError(
-                f"the model made {tuple(results.shape)} of {tuple(tiles.shape)}; "
-                f"expected patches of {side} pixels, for scale {scale}"
-            )
-        for place, corner, result in zip(chosen, corners, results.to(restored), strict=True):
-            top, left = (start * scale for start in corner)
-            weights = _weights(rows, columns, place).to(restored)
-            restored[:, top : top + side, left : left + side] += result * weights
-    return restored[:, : height * scale, : width * scale].reshape(
-        *image.shape[:-2], height * scale, width * scale
+        for length in (image.height, image.width)
     )
+    tiles = _tiles(image, rows, columns, patch_size)
+    ends = (*(start * scale for start in rows.starts[1:]), image.height * scale)
+    width = max(image.width, patch_size) * scale
+    first = 0  # row of the restored image that `restored` begins with
+    restored: Tensor | None = None
+    for chosen in iter(lambda: list(islice(tiles, batch)), []):
+        results = _run(model, torch.stack([tile for *_, tile in chosen]), scale)
+        last_row, last_column, _ = chosen[-1]
+        needed = (rows.starts[last_row] + patch_size) * scale - first
+        if restored is None:
+            restored = results.new_zeros(results.shape[1], needed, width)
+        else:
+            restored = F.pad(restored, (0, 0, 0, needed - restored.shape[1]))
+        for (i, j, _), result in zip(chosen, results, strict=True):
+            top, left = rows.starts[i] * scale - first, columns.starts[j] * scale
+            weights = tile_weights(rows, columns, (i, j)).to(result)
+            restored[:, top : top + len(weights), left : left + len(weights)] += result * weights
+        # No later tile touches what lies above the next one.
+        is_row_done = last_column == len(columns.starts) - 1
+        done = ends[last_row] if is_row_done else rows.starts[last_row] * scale
+        if done > first:
+            yield restored[:, : done - first, : image.width * scale]
+            restored = restored[:, done - first :]  # what was yielded goes when it is padded
+            first = done
+
+
+@torch.no_grad()
+def convolved_bands(model: Model, image: Rows, *, radius: int, side: int = 512) -> Iterator[Tensor]:
+    """Yield an image of any size restored by a convolutional model, in bands (C, rows, W).
+
+    `model` keeps the size of (1, C, h, w), and no pixel of its result depends on another more than
+    `radius` away. It sees windows of `side` pixels with that margin, which is cut off again, so
+    that the result is the whole image's.
+    """
+    for top in range(0, image.height, side):
+        bottom = min(top + side, image.height)
+        above = max(0, top - radius)
+        strip = image.read(above, min(bottom + radius, image.height))
+        windows = []
+        for left in range(0, image.width, side):
+            right = min(left + side, image.width)
+            before = max(0, left - radius)
+            window = model(strip[None, :, :, before : right + radius])[0]
+            windows.append(window[:, top - above : bottom - above, left - before : right - before])
+        yield torch.cat(windows, dim=2)
 
 
 def self_ensemble(model: Model) -> Model:
@@ -105,6 +179,25 @@ def self_ensemble(model: Model) -> Model:
     return averaged
 
 
+def _tiles(image: Rows, rows: Axis, columns: Axis, patch: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Every tile (C, P, P) with its row and column of tiles, one row of them after the other."""
+    for i, top in enumerate(rows.starts):
+        strip = _mirrored(image.read(top, min(top + patch, image.height)), patch)
+        for j, left in enumerate(columns.starts):
+            yield i, j, strip[:, :, left : left + patch]
+
+
+def _run(model: Model, tiles: Tensor, scale: int) -> Tensor:
+    count, channels, side, _ = tiles.shape
+    results = model(tiles)
+    if results.shape != (count, channels, side * scale, side * scale):
+        raise ValueError(
+            f"the model made {tuple(results.shape)} of {tuple(tiles.shape)}; "
+            f"expected patches of {side * scale} pixels, for scale {scale}"
+        )
+    return results.to(tiles)
+
+
 def _mirrored(image: Tensor, patch: int) -> Tensor:
     """The image (C, H, W), continued to the right and below to at least one patch.
 
@@ -119,79 +212,3 @@ def _mirrored(image: Tensor, patch: int) -> Tensor:
         index = torch.where(index < length, index, period - index)
         image = image.index_select(dimension, index)
     return image
-
-
-def _weights(rows: Axis, columns: Axis, place: tuple[int, int]) -> Tensor:
-    """The share of a tile in each of its restored pixels, (P × s, P × s)."""
-    i, j = place
-    weights = rows.weights[i, :, None] * columns.weights[j]
-    if i == 0 and columns.weights_at_edge is not None:
-        edge = weights.shape[0] // 4
-        weights[:edge] = rows.weights[i, :edge, None] * columns.weights_at_edge[j]
-    return weights
-
-
-def _axis(length: int, *, tiling: Tiling, patch: int, scale: int, overlap: int) -> Axis:
-    if tiling == "official":
-        if patch % 4:
-            raise ValueError(f"patch_size {patch}: the official tiling needs a multiple of 4")
-        return _official_axis(length, patch, scale)
-    if not 0 <= overlap < patch:
-        raise ValueError(f"overlap {overlap}: between 0 and patch_size − 1, {patch - 1}")
-    return _overlap_axis(length, patch, scale, overlap)
-
-
-def _overlap_axis(length: int, patch: int, scale: int, overlap: int) -> Axis:
-    """Tiles that fade in and out over the overlap; the last one ends where the image does."""
-    starts = (*range(0, length - patch, patch - overlap), length - patch)
-    side, fade = patch * scale, max(1, overlap * scale)
-    position = torch.arange(side, dtype=torch.float64) + 0.5
-    from_end = torch.minimum(position, side - position)
-    shape = torch.sin(from_end.div(fade).clamp(max=1) * (torch.pi / 2)).square()
-    return Axis(starts=starts, weights=_shares(starts, shape.expand(len(starts), -1), scale))
-
-
-def _shares(starts: tuple[int, ...], shapes: Tensor, scale: int) -> Tensor:
-    """Scale the tiles' shapes (tiles, P × s) so that they sum to one at every pixel."""
-    side = shapes.shape[1]
-    total = shapes.new_zeros(starts[-1] * scale + side)
-    for start, shape in zip(starts, shapes, strict=True):
-        total[start * scale : start * scale + side] += shape
-    return torch.stack(
-        [
-            shape / total[start * scale : start * scale + side]
-            for start, shape in zip(starts, shapes, strict=True)
-        ]
-    )
-
-
-def _official_axis(length: int, patch: int, scale: int) -> Axis:
-    """The published evaluation's tiles: a grid of stride q, and one that ends where the image does.
-
-    A grid tile counts with its central half; where two centres meet, their mean. The first tile
-    also has the first q pixels. The last tile has the last of the image, alone.
-    """
-    q, side = patch // 4, patch * scale
-    left_over = (length - patch) % q
-    grid = tuple(range(0, length - patch + 1, q))
-    starts = (*grid, length - patch)
-    # From here on, the last tile alone.
-    seam = (length - left_over) * scale - int((patch - left_over) / 2 * scale)
-    centre = torch.zeros(side, dtype=torch.float64)
-    centre[q * scale : side - q * scale] = 1
-    shapes = centre.repeat(len(starts), 1)
-    shapes[0, : q * scale] = 1
-    pixels = torch.arange(side)
-    for start, shape in zip(grid, shapes, strict=False):
-        shape[pixels + start * scale >= seam] = 0
-    shapes[-1] = (pixels + starts[-1] * scale >= seam).double()
-    at_edge = shapes.clone()
-    # In the first q rows, columns of the first tile are its own alone.
-    at_edge[0] = (pixels < seam).double()
-    for start, shape in zip(grid[1:], at_edge[1:-1], strict=True):
-        shape[pixels + start * scale < side] = 0
-    return Axis(
-        starts=starts,
-        weights=_shares(starts, shapes, scale),
-        weights_at_edge=_shares(starts, at_edge, scale),
-    )

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -15,7 +14,6 @@ from pipeline.tasks import Bicubic, GaussianNoise, Task
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import Tensor
 
     from pipeline.data.testsets import TestSet
@@ -70,7 +68,7 @@ def evaluate_stage(
     return Stage(
         name=f"evaluate-{model.name}",
         kind="evaluate",
-        version=1,
+        version=2,
         config=EvaluationConfig(
             model=cast(ModelKind, model.kind),
             task=task,
@@ -91,6 +89,7 @@ def run(job: Job) -> dict[str, JSON]:
     from pipeline.data.source import SourceError
     from pipeline.data.testsets import TestSetError
     from pipeline.models.hub import ModelFileError
+    from pipeline.restorers import RestorerError, open_restorer
     from pipeline.scoring import RestorationError
 
     config = job.config
@@ -100,7 +99,13 @@ def run(job: Job) -> dict[str, JSON]:
     folders = _folder_listings(config)
     try:
         test_sets = _open_test_sets(job, config)
-        restore = _restorer(config, job.inputs["model"].folder / "model", device)
+        restorer = open_restorer(
+            job.inputs["model"].folder / "model",
+            task=None if config.tiling is None else config.task.name,
+            tiling=config.tiling or "overlap",
+            ensemble=config.self_ensemble,
+            device=device,
+        )
         total = sum(len(test_set) for test_set in test_sets.values())
         (job.folder / "images").mkdir(exist_ok=True)
         scores: dict[str, JSON] = {}
@@ -108,12 +113,12 @@ def run(job: Job) -> dict[str, JSON]:
         with torch.inference_mode():
             for name, test_set in test_sets.items():
                 scores[name] = _score_test_set(
-                    job, name, test_set, restore=restore, before=before, total=total
+                    job, name, test_set, restore=restorer.restore, before=before, total=total
                 )
                 before += len(test_set)
     except TestSetError as error:
         raise StageError(f"evaluate.test_sets: {error}") from error
-    except (SourceError, ModelFileError, RestorationError) as error:
+    except (SourceError, ModelFileError, RestorerError, RestorationError) as error:
         raise StageError(str(error)) from error
     record = {
         "model": config.model,
@@ -178,33 +183,6 @@ def _open_test_sets(job: Job, config: EvaluationConfig) -> dict[str, "TestSet"]:
         )
         for name, test_set in config.test_sets.items()
     }
-
-
-def _restorer(
-    config: EvaluationConfig, folder: Path, device: "torch.device"
-) -> Callable[["Tensor"], "Tensor"]:
-    """What takes a corrupted photograph (1, 3, H, W) in [0, 1] to the restored one."""
-    from pipeline.restore import restore, self_ensemble
-
-    if config.model == "dncnn":
-        from pipeline.models.dncnn import DnCNN
-
-        restorer: Callable[[Tensor], Tensor] = DnCNN.from_pretrained(folder).to(device).eval()
-    else:
-        from pipeline.models.ipt import IPT
-
-        ipt = IPT.from_pretrained(folder).to(device).eval()
-        assert config.tiling is not None
-        restorer = partial(
-            restore,
-            partial(ipt, task=config.task.name),
-            scale=config.task.scale,
-            patch_size=ipt.config.size.patch_size,
-            tiling=config.tiling,
-        )
-    if config.self_ensemble:
-        restorer = self_ensemble(restorer)
-    return lambda image: restorer(image.to(device)).cpu()
 
 
 def _score_test_set(

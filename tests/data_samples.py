@@ -63,6 +63,11 @@ def png(width: int, height: int, rows: bytes, *, depth: int = 8, colour_type: in
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that claims to be of any size, and has the pixels of none."""
+    return png(width, height, b"")
+
+
 def png_of_16_bits(image: np.ndarray, colour_type: int) -> bytes:
     """`image`, (height, width, channels) uint8, with 257 times its values."""
     rows = (image.astype(">u2") * 257).astype(">u2")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import as_nobody, encoded, photograph, png, png_of_16_bits
+from data_samples import as_nobody, encoded, photograph, png_of_16_bits, png_of_size
 from PIL import Image
 
 from pipeline.data.source import UnreadablePhotograph, decode_photograph, read_photograph
@@ -19,11 +19,6 @@ GREY = PHOTOGRAPH[:, :, 0]
 
 def as_jpeg(mode: str = "RGB", **options: object) -> bytes:
     return encoded(Image.fromarray(PHOTOGRAPH).convert(mode), "JPEG", quality=95, **options)
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that claims to be of any size, and has the pixels of none."""
-    return png(width, height, b"")
 
 
 def jpeg_of_size(width: int, height: int) -> bytes:

@@ -76,6 +76,23 @@ def test_running_statistics_approach_those_of_the_data() -> None:
     torch.testing.assert_close(model.eval()(x), trained, rtol=1e-3, atol=1e-3)
 
 
+def test_running_statistics_are_those_of_the_batches() -> None:
+    model = DnCNN(CONFIG).double()
+    batches = [torch.rand(4, 3, 9, 9, dtype=torch.float64) for _ in range(3)]
+
+    for batch in batches:
+        model(batch)
+
+    mean, variance = torch.zeros(6).double(), torch.ones(6).double()
+    for batch in batches:
+        with torch.no_grad():
+            normalised = model.inner[0](model.first(batch).relu())
+        mean = 0.9 * mean + 0.1 * normalised.mean(dim=(0, 2, 3))
+        variance = 0.9 * variance + 0.1 * normalised.transpose(0, 1).flatten(1).var(dim=1)
+    torch.testing.assert_close(model.norms[0].running_mean, mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(model.norms[0].running_var, variance, rtol=1e-12, atol=0)
+
+
 def test_learns_to_remove_noise() -> None:
     torch.manual_seed(0)
     model = DnCNN(CONFIG)

@@ -106,14 +106,16 @@ def test_full_size_fits_the_memory_that_was_measured() -> None:
 
 @pytest.mark.parametrize(
     ("depth", "channels", "trained", "folded"),
-    # Folded: the published merged models (555,137 and 668,227) have a bias on the last too.
-    [(17, 1, 556_096, 555_137 - 1), (20, 3, 669_376, 668_227 - 3), (17, 3, 558_400, 557_440)],
+    # Folded: those of the published merged models, S and B in grey, B in colour.
+    [(17, 1, 556_096, 555_137), (20, 1, 667_072, 665_921), (20, 3, 669_376, 668_227)],
 )
 def test_dncnn_parameters(depth: int, channels: int, trained: int, folded: int) -> None:
-    config = DnCNNConfig(depth=depth, channels=channels)
+    for batch_norm, published in ((True, trained), (False, folded)):
+        config = DnCNNConfig(depth=depth, channels=channels, batch_norm=batch_norm)
 
-    assert sum(each.numel() for each in DnCNN(config).parameters()) == config.parameters == trained
-    assert config.folded_parameters == folded
+        parameters = sum(each.numel() for each in DnCNN(config).parameters())
+
+        assert parameters == config.parameters == published
 
 
 def test_dncnn_with_a_bias_everywhere_has_the_parameters_of_kairs() -> None:

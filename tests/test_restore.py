@@ -5,7 +5,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.restore import Tiling, restore, self_ensemble
+from pipeline.restore import restore, self_ensemble
+from pipeline.tiling import Tiling
 
 TILINGS: tuple[Tiling, ...] = ("overlap", "official")
 
@@ -78,21 +79,6 @@ def test_tiles_leave_no_seam() -> None:
     assert restored.min() < 0.1 < 0.9 < restored.max()
     for dimension in (1, 2):
         assert restored.diff(dim=dimension).abs().max() < 0.16
-
-
-@pytest.mark.parametrize(("tiling", "tiles"), [("overlap", 9 * 13), ("official", 38 * 24)])
-def test_number_of_tiles(tiling: Tiling, tiles: int) -> None:
-    """Of a 321×481 image, where the published code runs its model on 972 patches."""
-    sizes = []
-
-    def model(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return x
-
-    restore(model, torch.zeros(3, 321, 481), scale=1, patch_size=48, tiling=tiling, batch=50)
-
-    assert sum(sizes) == tiles
-    assert max(sizes) == 50
 
 
 def test_official_tiling_takes_pixels_from_where_the_published_code_does() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -132,19 +133,26 @@ def read_photograph(path: Path) -> np.ndarray:
     dropped, not composited, for the same reason. Of an animation the first frame is read.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for its writer
-            raise UnreadablePhotograph("not a file")
-        check_bytes(status.st_size)
+        check_file(path)
         data = path.read_bytes()
     except OSError as error:
         raise UnreadablePhotograph((error.strerror or str(error)).lower()) from error
     return decode_photograph(data)
 
 
-def check_bytes(size: int) -> None:
-    if size > LARGEST_BYTES:
-        raise UnreadablePhotograph(f"too many bytes ({size:,}; at most {LARGEST_BYTES:,})")
+def check_file(path: Path, *, most_bytes: int = LARGEST_BYTES) -> None:
+    """Raise UnreadablePhotograph, or OSError, for what can't be opened as a photograph's file."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for its writer
+        raise UnreadablePhotograph("not a file")
+    if not status.st_size:
+        raise UnreadablePhotograph("empty file")
+    check_bytes(status.st_size, most_bytes)
+
+
+def check_bytes(size: int, most: int = LARGEST_BYTES) -> None:
+    if size > most:
+        raise UnreadablePhotograph(f"too many bytes ({size:,}; at most {most:,})")
 
 
 def decode_photograph(data: bytes) -> np.ndarray:
@@ -174,21 +182,33 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
+    with opened_by_pillow(BytesIO(data)) as image:
+        image.load()
+        return _to_rgb(image)
+
+
+@contextmanager
+def opened_by_pillow(file: BinaryIO, *, most_pixels: int = LARGEST_PIXELS) -> Iterator[Image.Image]:
+    """The image in `file`, its header read, its pixels not yet.
+
+    Whatever is raised here, or inside the block by decoding it, becomes UnreadablePhotograph.
+    """
+    start = file.read(2)
+    file.seek(0)
     with warnings.catch_warnings():
         # The file is listed with a reason, or it is fine: neither needs a warning printed.
         warnings.simplefilter("ignore")
         try:
             with (
-                _quiet_libtiff() if data[:2] in (b"II", b"MM") else nullcontext(),
-                Image.open(BytesIO(data), formats=_FORMATS) as image,
+                _quiet_libtiff() if start in (b"II", b"MM") else nullcontext(),
+                Image.open(file, formats=_FORMATS) as image,
             ):
-                _check_pixels(*image.size)
-                image.load()
-                return _to_rgb(image)
+                _check_pixels(*image.size, most_pixels)
+                yield image
         except UnreadablePhotograph:
             raise
         except Image.DecompressionBombError:
-            raise UnreadablePhotograph(f"too many pixels (more than {LARGEST_PIXELS:,})") from None
+            raise UnreadablePhotograph(f"too many pixels (more than {most_pixels:,})") from None
         except Image.UnidentifiedImageError:
             raise UnreadablePhotograph("not an image in a known format") from None
         except _DAMAGED as error:
@@ -208,13 +228,11 @@ def _quiet_libtiff() -> Iterator[None]:
         os.close(kept)
 
 
-def _check_pixels(width: int, height: int) -> None:
+def _check_pixels(width: int, height: int, most: int = LARGEST_PIXELS) -> None:
     if min(width, height) < 1:
         raise UnreadablePhotograph(f"truncated or damaged ({width}×{height} pixels)")
-    if width * height > LARGEST_PIXELS:
-        raise UnreadablePhotograph(
-            f"too many pixels ({width}×{height}; at most {LARGEST_PIXELS:,})"
-        )
+    if width * height > most:
+        raise UnreadablePhotograph(f"too many pixels ({width}×{height}; at most {most:,})")
 
 
 def _one_line(error: BaseException) -> str:

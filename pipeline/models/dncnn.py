@@ -1,8 +1,12 @@
 """DnCNN (Zhang et al., TIP 2017): a plain convolutional denoiser that predicts the noise."""
 # N batch, C channels, H W height and width
 
+from dataclasses import replace
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipeline.model_configs import DnCNNConfig, Precision
 from pipeline.models.blocks import computing_in
@@ -20,8 +24,8 @@ GAIN = 0.2
 class DnCNN(HubModel, config_class=DnCNNConfig, card=DNCNN_CARD):
     """Restores images of any size.
 
-    Only the first convolution has a bias: batch normalisation shifts the inner ones, and the
-    predicted noise has mean zero.
+    Where there is batch normalisation, only the first convolution has a bias: the inner ones are
+    shifted by it, and the predicted noise has mean zero. Folded, every convolution has one.
     """
 
     config: DnCNNConfig
@@ -31,20 +35,22 @@ class DnCNN(HubModel, config_class=DnCNNConfig, card=DNCNN_CARD):
         self.config = config
         self.precision: Precision = precision
         features = config.features
+        is_folded = not config.batch_norm
         self.first = nn.Conv2d(config.channels, features, 3, padding=1)
         self.inner = nn.ModuleList(
-            nn.Conv2d(features, features, 3, padding=1, bias=False) for _ in range(config.depth - 2)
-        )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(features, eps=EPSILON, momentum=MOMENTUM)
+            nn.Conv2d(features, features, 3, padding=1, bias=is_folded)
             for _ in range(config.depth - 2)
         )
-        self.last = nn.Conv2d(features, config.channels, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(
+            nn.Identity() if is_folded else nn.BatchNorm2d(features, eps=EPSILON, momentum=MOMENTUM)
+            for _ in range(config.depth - 2)
+        )
+        self.last = nn.Conv2d(features, config.channels, 3, padding=1, bias=is_folded)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.orthogonal_(layer.weight, gain=GAIN)
-        assert self.first.bias is not None
-        nn.init.zeros_(self.first.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Restore (N, C, H, W) in [0, 1]; the result is not clamped."""
@@ -60,3 +66,28 @@ class DnCNN(HubModel, config_class=DnCNNConfig, card=DNCNN_CARD):
                 y = F.relu(norm(convolution(y)))
         with computing_in("float32", x.device):
             return x - self.last(y.to(x.dtype))
+
+
+def fold_batch_norm(model: DnCNN) -> DnCNN:
+    """The model without batch normalisation that gives what `model` gives in evaluation mode.
+
+    A folded model is returned as it is.
+    """
+    if not model.config.batch_norm:
+        return model
+    state = {name: each.cpu().double() for name, each in model.state_dict().items()}
+    folded = {name: each for name, each in state.items() if not name.startswith("norms.")}
+    folded["last.bias"] = torch.zeros(model.config.channels)
+    for i in range(model.config.depth - 2):
+        folded[f"inner.{i}.weight"], folded[f"inner.{i}.bias"] = fuse_conv_bn_weights(
+            state[f"inner.{i}.weight"],
+            None,
+            state[f"norms.{i}.running_mean"],
+            state[f"norms.{i}.running_var"],
+            EPSILON,
+            state[f"norms.{i}.weight"],
+            state[f"norms.{i}.bias"],
+        )
+    result = DnCNN(replace(model.config, batch_norm=False), precision=model.precision)
+    result.to(model.first.weight).load_state_dict(folded)
+    return result.eval()

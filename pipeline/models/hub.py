@@ -1,9 +1,10 @@
 """Model folders as the Hugging Face Hub knows them: model.safetensors, config.json, README.md."""
 
+import copy
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Self
@@ -20,15 +21,25 @@ from pipeline.model_configs import DnCNNConfig, IPTConfig
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+IMPORT = "`ipt import-weights` makes one of published weights"
+LISTED_ONE_BY_ONE = 12  # names with the same fault
 CARD_HEAD = """---
 {{ card_data }}
 ---
 
 """
 CARD_FOOT = """
+{% if published_file -%}
+Imported from published weights: `{{ published_file }}`
+
+SHA-256 of that file: `{{ sha256 }}`
+
+License: its publisher's
+{%- else -%}
 Trained on: {{ trained_on }}
 
 Fingerprint of the run's config: `{{ fingerprint }}`
+{%- endif %}
 
 Parameters: {{ parameters }}
 """
@@ -125,12 +136,14 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
                     local_files_only=local_files_only,
                 )
             )
+        elif os.path.isfile(source):
+            raise ModelFileError(f"{source}: is a file, not a model folder; {IMPORT}")
         else:
             raise ModelFileError(f"{source}: no such folder, and not the name of a Hub repository")
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise ModelFileError(
-                    f"{source}: has no {name}; a model folder holds {CONFIG}, {WEIGHTS}"
+                    f"{source}: has no {name}; a model folder holds {CONFIG}, {WEIGHTS}; {IMPORT}"
                 )
         config = _read_config(folder / CONFIG, cls)
         try:
@@ -153,17 +166,27 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
         trained_on: str = "not recorded",
         fingerprint: str = "not recorded",
         tasks: tuple[str, ...] = (),
+        published_file: str = "",
+        sha256: str = "",
     ) -> ModelCard:
-        """The README.md of the folder; `save_pretrained(model_card_kwargs=...)` gives these."""
+        """The README.md of the folder; `save_pretrained(model_card_kwargs=...)` gives these.
+
+        Of imported weights, `published_file` and its `sha256` are the origin.
+        """
         if not tasks and isinstance(self.config, IPTConfig):
             tasks = tuple(self.config.scales)
+        card_data = copy.deepcopy(self._hub_mixin_info.model_card_data)
+        if published_file:
+            card_data.license = "other"
         return ModelCard.from_template(
-            card_data=self._hub_mixin_info.model_card_data,
+            card_data=card_data,
             template_str=self._hub_mixin_info.model_card_template,
             tasks=", ".join(tasks) or "not recorded",
             example=next(iter(tasks), ""),
             trained_on=trained_on,
             fingerprint=fingerprint,
+            published_file=published_file,
+            sha256=sha256,
             parameters=f"{self.config.parameters:,}",
         )
 
@@ -178,8 +201,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Load all of `state` into all of `model`, or raise ModelFileError with every fault."""
-    expected = {name: tuple(each.shape) for name, each in model.state_dict().items()}
-    faults = faults_of(expected, state)
+    ours = model.state_dict()
+    if not ours.keys() & state.keys():
+        raise ModelFileError(
+            f"{origin}: another model, not this {type(model).__name__}: it holds "
+            f"{first_names(state)}"
+        )
+    faults = faults_of(
+        {name: tuple(each.shape) for name, each in ours.items()},
+        state,
+        integers=[name for name, each in ours.items() if not each.is_floating_point()],
+    )
     if faults:
         raise ModelFileError(
             f"{origin}: does not fit this {type(model).__name__}: {'; '.join(faults)}"
@@ -187,23 +219,70 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, origin: str) 
     model.load_state_dict(state)
 
 
-def faults_of(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[str]:
-    """One phrase per tensor that is missing, unexpected, mis-shaped or not finite."""
-    faults = [f"{name} is missing" for name in expected if name not in state]
+def faults_of(
+    expected: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, Tensor],
+    *,
+    integers: Collection[str] = (),
+) -> list[str]:
+    """What is missing, unexpected, of another shape or type, or not finite in float32.
+
+    Every name is given; where many have the same fault, in braces. Only those of `integers` may
+    hold no floats.
+    """
+    names: dict[str, list[str]] = {}  # by fault
+    for name in expected:
+        if name not in state:
+            names.setdefault("is missing", []).append(name)
     for name, tensor in state.items():
         if name not in expected:
-            faults.append(f"{name} is unexpected")
+            fault = "is unexpected"
         elif tuple(tensor.shape) != expected[name]:
-            faults.append(f"{name} has shape {tuple(tensor.shape)}, this model {expected[name]}")
-        elif not bool(torch.isfinite(tensor).all()):
-            faults.append(f"{name} holds NaN or infinity")
-    return faults
+            fault = f"has shape {tuple(tensor.shape)}, this model {expected[name]}"
+        elif tensor.is_floating_point() == (name in integers):
+            fault = f"is of {tensor.dtype}"
+        elif not bool(torch.isfinite(tensor.float()).all()):
+            fault = "holds NaN or infinity"
+        else:
+            continue
+        names.setdefault(fault, []).append(name)
+    return [
+        f"{each} {fault}"
+        for fault, group in names.items()
+        for each in (group if len(group) <= LISTED_ONE_BY_ONE else in_braces(group))
+    ]
+
+
+def first_names(state: Mapping[str, Tensor]) -> str:
+    """Enough to recognise a model by."""
+    return ", ".join([*list(state)[:3], *(["..."] if len(state) > 3 else [])]) or "nothing"
+
+
+def in_braces(names: Sequence[str]) -> list[str]:
+    """The same names, joined where they differ in one part: `layers.{0..11}.{weight,bias}`."""
+    rows = [tuple(name.split(".")) for name in names]
+    for place in reversed(range(max(map(len, rows)))):
+        parts: dict[tuple[tuple[str, ...], ...], list[str]] = {}  # by what stands around them
+        for row in rows:
+            around = row[:place], row[place + 1 :], row[:0] if place < len(row) else row
+            parts.setdefault(around, []).extend(row[place : place + 1])
+        rows = [(*before, *_joined(each), *after) for (before, after, _), each in parts.items()]
+    return [".".join(row) for row in rows]
+
+
+def _joined(parts: Sequence[str]) -> tuple[str, ...]:
+    if len(parts) < 2:
+        return tuple(parts)
+    numbers = sorted(int(part) for part in parts if part.isdecimal())
+    if len(numbers) == len(parts) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return (f"{{{numbers[0]}..{numbers[-1]}}}",)
+    return (f"{{{','.join(parts)}}}",)
 
 
 def _read_config(path: Path, model: type[HubModel]) -> IPTConfig | DnCNNConfig:
     try:
         record = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ModelFileError(f"{path}: not readable as JSON ({error})") from error
     architecture = record.pop("architecture", None) if isinstance(record, dict) else None
     if architecture != model.__name__:
