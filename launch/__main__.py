@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.terminal import exit_code_of, set_up_logging
+from launch.terminal import add_part_arguments, exit_code_of, set_up_logging
 
 Command = Callable[[argparse.Namespace], int]
 Commands = argparse._SubParsersAction  # which argparse gives no public name
@@ -66,6 +66,7 @@ def _add_run_commands(commands: Commands) -> None:
     run.add_argument(
         "--force", action="store_true", help="make them again, setting the old ones aside"
     )
+    add_part_arguments(run)
     add("status", _status, "Show how far each stage is, who runs it and where its log is.")
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
 
@@ -189,7 +190,7 @@ def _import_weights(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     from launch.inspect_run import print_outcome
     from launch.local import run_graph
-    from launch.stage import config_arguments
+    from launch.stage import checked_part, config_arguments
     from pipeline.config_file import load_config
     from stages.recipe import build_graph
 
@@ -203,6 +204,7 @@ def _run(parsed: argparse.Namespace) -> int:
         before=parsed.before,
         start=parsed.start,
         force=parsed.force,
+        part=checked_part(parsed.part, parsed.parts),
     )
     print_outcome(artifacts)
     return 0

@@ -9,10 +9,11 @@ from launch.terminal import print_table
 from pipeline.artifacts import Artifact, holder, open_artifact, verify
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
+from pipeline.cost import IMAGENET_PHOTOGRAPHS, CorruptCost, corrupt_cost, few_files, read_rates
 from pipeline.graph import Resolved, StageError
 from pipeline.model_configs import IPTConfig
 from pipeline.tasks import TASKS
-from stages.recipe import build_graph
+from stages.recipe import build_graph, folders_read
 
 MARKS = {"done": "✓", "resume": "▸", "fresh": "·"}
 
@@ -22,7 +23,8 @@ def plan(path: Path, overrides: tuple[str, ...]) -> int:
     config, resolved = _resolve(path, overrides)
     check_launch(config)
     _print_header(path, config)
-    _print_cost(config)
+    _print_pretraining(config)
+    _print_corrupting(config, resolved)
     rows = [
         [MARKS[each.state], each.stage.name, each.state, each.reason, _needs(each)]
         for each in resolved.values()
@@ -122,7 +124,7 @@ def _print_header(path: Path, config: RunConfig) -> None:
     print(f"{config.name}: {path}, in {config.runtime.runs / config.name}\n")
 
 
-def _print_cost(config: RunConfig) -> None:
+def _print_pretraining(config: RunConfig) -> None:
     """How large the pretraining is, by arithmetic."""
     training = config.pretrain
     model = IPTConfig(size=config.ipt, scales={name: TASKS[name].scale for name in training.tasks})
@@ -131,6 +133,52 @@ def _print_cost(config: RunConfig) -> None:
         f"pretraining: {model.parameters:,} parameters, {training.samples:,} samples of "
         f"{forward / 1e9:.3g} GFLOP, {3 * forward * training.samples:.2g} FLOP with backward\n"
     )
+
+
+def _print_corrupting(config: RunConfig, resolved: dict[str, Resolved]) -> None:
+    """What all shards of the run cost, made or not, by the rates that a benchmark measured."""
+    rates = read_rates()
+    counts = {
+        name: _photographs(config, name, resolved[f"source@{name}"]) for name in config.sources
+    }
+    rows: list[list[str]] = []
+    total = CorruptCost(core_hours=0, bytes=0, files=0)
+    for each in resolved.values():
+        if each.stage.kind != "corrupt":
+            continue
+        task, _, source = each.stage.name.removeprefix("corrupt-").partition("@")
+        photographs, validation, _ = counts[source]
+        cost = corrupt_cost(
+            rates, task, config.corrupt, photographs=photographs, validation=validation
+        )
+        if cost is None:
+            rows.append([each.stage.name, "not measured", "", ""])
+            continue
+        total += cost
+        rows.append([each.stage.name, *_cells(cost)])
+    print("corrupting, by measured rates")
+    for source, (photographs, _, origin) in counts.items():
+        print(f"  {source}: {photographs:,} photographs, {origin}")
+    print_table(["stage", "core-hours", "TB", "files"], [*rows, ["all", *_cells(total)]])
+    print(f"  rates: {rates.measured}\n")
+
+
+def _cells(cost: CorruptCost) -> list[str]:
+    return [f"{cost.core_hours:.2f}", f"{cost.bytes / 1e12:.3f}", str(cost.files)]
+
+
+def _photographs(config: RunConfig, name: str, source: Resolved) -> tuple[int, int, str]:
+    """How many photographs a source has, how many of them train nothing, and who says so."""
+    if source.artifact is not None:
+        summary = source.artifact.manifest.summary
+        return summary["images"], summary["validation"], "as listed"
+    validation = config.sources[name].validation_images
+    folders = {key: folder for key, _, folder in folders_read(config)}
+    folder = folders.get(f"sources.{name}.path")
+    files = few_files(folder) if folder is not None and folder.is_dir() else None
+    if files is not None:
+        return files, min(validation, files), "the files in its folder; not listed yet"
+    return IMAGENET_PHOTOGRAPHS, validation, "ImageNet's number; not listed yet"
 
 
 def _needs(resolved: Resolved) -> str:

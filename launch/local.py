@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.stage import make_room, run_stage, set_threads
+from launch.stage import make_room, run_command, run_stage, set_threads
 from launch.terminal import STOPPED, USAGE, progress_line
 from pipeline.artifacts import Artifact, writing
 from pipeline.config import RunConfig
@@ -43,25 +43,25 @@ def run_graph(
     before: str | None = None,
     start: str | None = None,
     force: bool = False,
+    part: tuple[int, int] = (0, 1),
     say: Callable[[str], None] = print,
 ) -> dict[str, Artifact]:
     """Make every stage that isn't done, in order; return the artifacts by name.
 
     `until` leaves out what that stage doesn't need, `before` also the stage itself. `start`
     requires everything before that stage to be done. `force` makes the chosen stages again: all of
-    them, or those from `start` on.
+    them, or those from `start` on. `part` i of n makes that part of the array stages and what they
+    need, and leaves out what needs all parts.
     """
     check_launch(config)
     set_threads(config.runtime)
     run_folder = config.runtime.runs / config.name
-    wanted = {stage.name for stage in graph.stages}
-    if until is not None:
-        wanted &= graph.upstream(until)
-    if before is not None:
-        wanted &= graph.upstream(before) - {before}
+    if part[1] > 1 and force:
+        raise ConfigError("--force: parts of an array would set aside each other's work")
+    wanted = _wanted(graph, until, before, in_parts=part[1] > 1)
     chosen = wanted & graph.downstream(start) if start else wanted
     if not chosen:
-        raise ConfigError(f"--from {start}: nothing of it is left by --until or --before")
+        raise ConfigError(f"--from {start}: nothing of it is left by --until, --before or --parts")
     _check_folders(graph, config, run_folder)
     known: dict[str, Resolved] = {}
     artifacts: dict[str, Artifact] = {}
@@ -82,15 +82,34 @@ def run_graph(
         inputs = {role: artifacts[parent.name] for role, parent in stage.inputs.items()}
         began = time.monotonic()
         if again or resolved.is_stale:
-            assert resolved.folder is not None
-            make_room(resolved.folder)
-        _make(resolved, inputs, config, config_arguments)
+            _make_room(resolved, config_arguments, in_parts=part[1] > 1)
+        _make(resolved, inputs, config, config_arguments, part)
         known[stage.name] = resolve_stage(stage, known, run_folder)
         artifact = known[stage.name].artifact
-        assert artifact is not None, f"{stage.name} ended without its manifest"
-        artifacts[stage.name] = artifact
-        say(f"✓ {stage.name:<32} made in {time.monotonic() - began:.1f} s")
+        assert artifact is not None or part[1] > 1, f"{stage.name} ended without its manifest"
+        if artifact is not None:
+            artifacts[stage.name] = artifact
+        mark, what = ("✓", "made") if artifact else ("▸", f"part {part[0]} of {part[1]} made")
+        say(f"{mark} {stage.name:<32} {what} in {time.monotonic() - began:.1f} s")
     return artifacts
+
+
+def _wanted(graph: Graph, until: str | None, before: str | None, *, in_parts: bool) -> set[str]:
+    wanted = {stage.name for stage in graph.stages}
+    if until is not None:
+        wanted &= graph.upstream(until)
+    if before is not None:
+        wanted &= graph.upstream(before) - {before}
+    return wanted & graph.upstream_of_arrays() if in_parts else wanted
+
+
+def _make_room(resolved: Resolved, config_arguments: list[str], *, in_parts: bool) -> None:
+    """Set aside what is to be made again."""
+    if in_parts:  # each would set aside what another has just made
+        again = run_command(config_arguments, "--until", resolved.stage.name)
+        raise StageError(f"{resolved.stage.name}: {resolved.reason}; make it again first: {again}")
+    assert resolved.folder is not None
+    make_room(resolved.folder)
 
 
 def check_launch(config: RunConfig) -> None:
@@ -123,6 +142,7 @@ def _make(
     inputs: dict[str, Artifact],
     config: RunConfig,
     config_arguments: list[str],
+    part: tuple[int, int],
 ) -> None:
     stage, runtime = resolved.stage, config.runtime
     needs_launcher = runtime.processes > 1 or runtime.engine.startswith("zero")
@@ -134,7 +154,7 @@ def _make(
         _launch(stage, config, config_arguments)
         return
     with progress_line(stage.name) as progress:
-        run_stage(resolved, inputs, runtime=runtime, progress=progress)
+        run_stage(resolved, inputs, runtime=runtime, progress=progress, part=part)
 
 
 def _launch(stage: Stage, config: RunConfig, config_arguments: list[str]) -> None:

@@ -3,6 +3,7 @@ distributed stage: `accelerate launch launch/stage.py CONFIG --stage NAME`."""
 
 import argparse
 import logging
+import math
 import os
 import shlex
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.terminal import exit_code_of, progress_line, set_up_logging
-from pipeline.artifacts import Artifact, open_artifact, seal, set_aside, writing
+from launch.terminal import add_part_arguments, exit_code_of, progress_line, set_up_logging
+from pipeline.artifacts import JSON, Artifact, open_artifact, seal, set_aside, writing
 from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError, load_config
 from pipeline.data.worker_processes import THREAD_VARIABLES
@@ -35,7 +36,9 @@ def run_stage(
 ) -> Artifact | None:
     """Run a stage that isn't done and seal it; None where parts of an array are still missing.
 
-    In a distributed stage every rank calls this; only rank 0 locks, writes and seals.
+    `part` is i of n of an array stage; any other stage is made by the first part that comes, and
+    the others wait for it. In a distributed stage every rank calls this; only rank 0 locks, writes
+    and seals.
     """
     stage, folder = resolved.stage, resolved.folder
     assert folder is not None
@@ -44,7 +47,7 @@ def run_stage(
     with ExitStack() as stack:
         if is_writer:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(folder, part))
+            stack.enter_context(_locked(folder, part, whole=stage.launch != "array"))
             finished = open_artifact(folder)  # by another run, while this one waited
             if finished is not None:
                 return finished
@@ -68,7 +71,24 @@ def run_stage(
         seconds = time.monotonic() - began
         if summary is None or not is_writer:
             return None
-        artifact = seal(
+        artifact = _sealed(resolved, inputs, summary, seconds=seconds)
+        logger.info("%s done in %.1f s", stage.name, seconds)
+        return artifact
+
+
+def _sealed(
+    resolved: Resolved,
+    inputs: Mapping[str, Artifact],
+    summary: dict[str, JSON],
+    *,
+    seconds: float,
+) -> Artifact:
+    """Seal what a stage has made; two parts of an array may have found it whole at once."""
+    stage, folder = resolved.stage, resolved.folder
+    assert folder is not None
+    assert resolved.fingerprint is not None
+    with writing(folder, name=".lock-seal", patience=math.inf):
+        return open_artifact(folder) or seal(
             folder,
             stage=stage.name,
             version=stage.version,
@@ -78,8 +98,6 @@ def run_stage(
             summary=summary,
             seconds=seconds,
         )
-        logger.info("%s done in %.1f s", stage.name, seconds)
-        return artifact
 
 
 def make_room(folder: Path) -> None:
@@ -90,11 +108,11 @@ def make_room(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, part: tuple[int, int]) -> Iterator[None]:
+def _locked(folder: Path, part: tuple[int, int], *, whole: bool) -> Iterator[None]:
     """The whole folder for a whole stage; for a part of an array, that part of it."""
     number, parts = part
-    if parts == 1:
-        with writing(folder):
+    if whole or parts == 1:
+        with writing(folder, patience=1.0 if parts == 1 else math.inf):
             yield
     else:
         with writing(folder, shared=True), writing(folder, name=f".lock-{number}-of-{parts}"):
@@ -165,6 +183,7 @@ def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
     if stage_name is None:
         parser.add_argument("--stage", required=True, help="its name, as `plan` shows it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    add_part_arguments(parser)
     parser.add_argument(
         "--outcome", type=Path, help="a file to add the exit code to: launchers don't pass it on"
     )
@@ -173,16 +192,29 @@ def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
     with exit_code_of() as outcome:
         config = load_config(parsed.config, tuple(parsed.overrides))
         arguments_of_config = config_arguments(parsed.config, parsed.overrides)
-        _run_named(config, arguments_of_config, stage_name or parsed.stage)
+        part = checked_part(parsed.part, parsed.parts)
+        _run_named(config, arguments_of_config, stage_name or parsed.stage, part)
     if parsed.outcome is not None:
         with parsed.outcome.open("a") as file:
             file.write(f"{outcome.code}\n")
     return outcome.code
 
 
-def _run_named(config: RunConfig, config_arguments: Sequence[str], stage_name: str) -> None:
+def checked_part(part: int, parts: int) -> tuple[int, int]:
+    if not 0 <= part < parts:
+        raise ConfigError(
+            f"--part {part} --parts {parts}: parts are numbered from 0 to one less than --parts"
+        )
+    return part, parts
+
+
+def _run_named(
+    config: RunConfig, config_arguments: Sequence[str], stage_name: str, part: tuple[int, int]
+) -> None:
     graph = build_graph(config)
     stage = graph.stage(stage_name)
+    if part[1] > 1 and stage.launch != "array":
+        raise ConfigError(f"--parts {part[1]}: {stage_name} is not shared out in parts")
     set_threads(config.runtime)
     try:
         resolved, inputs = resolve_with_inputs(graph, stage, config.runtime.runs / config.name)
@@ -194,7 +226,7 @@ def _run_named(config: RunConfig, config_arguments: Sequence[str], stage_name: s
         logger.warning("%s is done: %s", stage_name, resolved.folder)
         return
     with progress_line(stage.name) as progress:
-        run_stage(resolved, inputs, runtime=config.runtime, progress=progress)
+        run_stage(resolved, inputs, runtime=config.runtime, progress=progress, part=part)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a person sees: progress, tables, and one sentence for whatever went wrong."""
 
+import argparse
 import errno
 import logging
 import os
@@ -163,6 +164,16 @@ def print_table(
 
 def _is_number(cell: str) -> bool:
     return cell.replace(".", "").replace("-", "").strip("+").isdigit() or cell == "–"
+
+
+def add_part_arguments(parser: argparse.ArgumentParser) -> None:
+    """For a scheduler's array jobs: `--part $SLURM_ARRAY_TASK_ID`."""
+    parser.add_argument(
+        "--part", type=int, default=0, metavar="I", help="which part of an array this is, from 0"
+    )
+    parser.add_argument(
+        "--parts", type=int, default=1, metavar="N", help="how many parts share the corrupt stages"
+    )
 
 
 def set_up_logging() -> None:

@@ -219,14 +219,17 @@ def folder_listing(folder: Path) -> str:
 
 
 @contextmanager
-def writing(folder: Path, *, shared: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Hold the right to write in `folder`, or raise ArtifactError saying who holds it.
+def writing(
+    folder: Path, *, shared: bool = False, name: str = ".lock", patience: float = 1.0
+) -> Iterator[None]:
+    """Hold the right to write in `folder`, or raise ArtifactError saying who holds it after
+    `patience` seconds.
 
     `shared` lets the parts of an array in together and keeps whole-stage writers out.
     """
     path = folder / name
     with path.open("a+") as lock:
-        if not _locked_within(1.0, lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+        if not _locked_within(patience, lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             lock.seek(0)
             raise ArtifactError(
                 f"{folder}: another run is writing here ({lock.read().strip() or 'no record'}); "

@@ -58,12 +58,36 @@ class Section(BaseModel):
 
 
 class SourceConfig(Section):
-    """Photographs: an ImageNet class folder or any other folder, read recursively."""
+    """Photographs, or real pairs of clean and corrupted ones.
 
-    path: str  # relative to the working directory; `package:` names a folder inside the package
+    `path` is one of
+      a folder, read recursively, such as ImageNet's class folders; `package:` names one inside the
+        package;
+      tars of a webdataset: data/train-{000..146}.tar, data/*.tar or https://…/train-{000..146}.tar;
+      parquet files: data/*.parquet;
+      a dataset of the Hugging Face Hub, or a folder that is one: hf:owner/name@split (train).
+    What is local is relative to the working directory.
+    """
+
+    path: str | None = None
+    # Instead of `path`, folders of pairs with the same names: tasks read them as they are.
+    clean: str | None = None
+    corrupted: str | None = None
     validation_images: Positive = 64  # how many a keyed hash keeps out of training
     # Instead of the hash: patterns of relative paths to keep out, such as "val/*".
     held_out: tuple[str, ...] = ()
+
+    @property
+    def is_pairs(self) -> bool:
+        return self.clean is not None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.clean is None) != (self.corrupted is None):
+            raise ValueError("real pairs need both clean and corrupted, a folder each")
+        if (self.path is None) == (self.clean is None):
+            raise ValueError("a source names either a path, or clean and corrupted folders")
+        return self
 
 
 class CorruptConfig(Section):
@@ -73,6 +97,7 @@ class CorruptConfig(Section):
     format: Literal["npy", "png"] = "npy"  # png takes half the bytes and more time
     clip_noise: bool = True  # IPT clips noisy images to [0, 255]; DnCNN's recipe does not
     border: Literal["symmetric", "replicate"] = "symmetric"
+    most_skipped: Fraction = 0.1  # of the photographs, damaged or too small; decides no content
 
 
 class RainLayersConfig(Section):
@@ -218,6 +243,31 @@ class RunConfig(Section):
         return training.source or self.pretrain.source or next(iter(self.sources))
 
     @model_validator(mode="after")
+    def _models_fit_their_tasks(self) -> Self:
+        for name in self.pretrain.tasks:
+            if TASKS[name].channels != COLOURS:
+                raise ValueError(
+                    f"pretrain.tasks: {name} is grey, and the heads of an IPT take RGB; train a "
+                    f"DnCNN for it, as dncnn.{name}"
+                )
+        for name in self.finetune:
+            if name not in self.pretrain.tasks:
+                raise ValueError(
+                    f"finetune.{name}: not pretrained; pretrain.tasks has "
+                    f"{', '.join(self.pretrain.tasks)}"
+                )
+        for name, dncnn in self.dncnn.items():
+            task = TASKS[name]
+            if task.scale != 1:
+                raise ValueError(f"dncnn.{name}: DnCNN keeps the size of its input; use ×1 tasks")
+            if dncnn.model.channels != task.channels:
+                raise ValueError(
+                    f"dncnn.{name}.model.channels: {dncnn.model.channels}, but the photographs of "
+                    f"the task have {task.channels}; use {task.channels}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         named = {f"{key}.source": training.source for key, training in self.trainings.items()}
         named |= {
@@ -228,20 +278,6 @@ class RunConfig(Section):
             if source is not None and source not in self.sources:
                 known = ", ".join(self.sources)
                 raise ValueError(f"{key}: {source!r} is not a source of this run; known: {known}")
-        for task in self.finetune:
-            if task not in self.pretrain.tasks:
-                raise ValueError(
-                    f"finetune.{task}: not pretrained; pretrain.tasks has "
-                    f"{', '.join(self.pretrain.tasks)}"
-                )
-        for task, dncnn in self.dncnn.items():
-            if TASKS[task].scale != 1:
-                raise ValueError(f"dncnn.{task}: DnCNN keeps the size of its input; use ×1 tasks")
-            if dncnn.model.channels != COLOURS:
-                raise ValueError(
-                    f"dncnn.{task}.model.channels: {dncnn.model.channels}, but photographs are "
-                    f"read as RGB; use {COLOURS}"
-                )
         if self.ipt.patch_size != self.corrupt.patch_size:
             raise ValueError(
                 f"ipt.patch_size: {self.ipt.patch_size} differs from "

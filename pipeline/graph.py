@@ -128,6 +128,11 @@ class Graph:
                 names |= {each.name for each in stage.inputs.values()}
         return names
 
+    def upstream_of_arrays(self) -> set[str]:
+        """The names of the stages that can be shared out in parts, and of all that they need."""
+        arrays = [stage.name for stage in self.stages if stage.launch == "array"]
+        return set().union(*map(self.upstream, arrays))
+
     def resolve(self, run_folder: Path) -> dict[str, Resolved]:
         """Every stage as it stands in `run_folder`, by name. Reads manifests, computes nothing."""
         resolved: dict[str, Resolved] = {}

@@ -67,8 +67,8 @@ def differences(
 ) -> list[str]:
     """Why our scores on a test set can't stand in `table`; empty when they can.
 
-    Our scores are always there for RGB and for Y; `images`, `border` (pixels) and `noise` are how
-    ours were measured.
+    Our scores are always there for RGB and for Y, and those of grey tasks, which only grey tables
+    have, for grey; `images`, `border` (pixels) and `noise` are how ours were measured.
     """
     reasons = []
     benchmark = benchmark_named(test_set)
@@ -76,8 +76,6 @@ def differences(
         reasons.append(f"other photographs ({test_set}, not {' or '.join(table.benchmarks)})")
     elif images != benchmark.images:
         reasons.append(f"{images} of the {benchmark.images} images of {benchmark.name}")
-    if table.channel == "grey":
-        reasons.append("grey images")
     if (table.border == "0") != (border == 0):
         reasons.append(f"border of {border} pixels cut, published: {table.border}")
     if table.noise != noise:

@@ -1,6 +1,6 @@
 """The four numbers that every image gets: PSNR and SSIM, each on RGB and on luma (Y)."""
 
-# N batch, C channels, H W height and width
+# N batch, C channels (3, or 1 of a grey task), H W height and width
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.corruptions.bicubic import imresize
 from pipeline.metrics import luma, psnr, quantise, ssim
+from pipeline.model_configs import COLOURS
 from pipeline.tasks import Bicubic, Corruption
 
 SCORES = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
@@ -37,7 +38,7 @@ def score_restoration(
     corruption: Corruption,
     restore: Callable[[Tensor], Tensor],
 ) -> Scored:
-    """Restore one image and score it before and after, against `clean`, (H, W, 3) uint8.
+    """Restore one image and score it before and after, against `clean`, (H, W, C) uint8.
 
     `corrupted` is uint8, or float32 in [0, 1] for drawn noise: the model gets its float values
     and it is scored as drawn. For super-resolution the corrupted image is scored, and shown,
@@ -63,20 +64,20 @@ def score_restoration(
         pictures={
             "corrupted": as_picture(as_tensor(shown)),
             "restored": as_picture(restored),
-            "clean": clean,
+            "clean": as_picture(target),
         },
     )
 
 
 def as_tensor(image: np.ndarray) -> Tensor:
-    """(H, W, 3), uint8 or float in [0, 1], as (1, 3, H, W) float32 in [0, 1]."""
+    """(H, W, C), uint8 or float in [0, 1], as (1, C, H, W) float32 in [0, 1]."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
     return pixels.float() / 255 if image.dtype == np.uint8 else pixels.float()
 
 
 def as_picture(image: Tensor) -> np.ndarray:
-    """(1, 3, H, W) in [0, 1], possibly beyond, as (H, W, 3) uint8."""
-    pixels = (image[0].clamp(0, 1) * 255).round().to(torch.uint8)
+    """(1, C, H, W) in [0, 1], possibly beyond, as (H, W, 3) uint8."""
+    pixels = (image[0].clamp(0, 1) * 255).round().to(torch.uint8).expand(COLOURS, -1, -1)
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
@@ -85,10 +86,13 @@ def score(
 ) -> dict[str, float | None]:
     """PSNR in dB and SSIM of one image; None for the infinite PSNR of equal images.
 
-    Both are (1, 3, H, W) in [0, 1], as they are: whoever calls has rounded what is to be rounded.
-    SSIM on RGB is the mean over the channels. `rounded_luma` is the convention of deraining papers.
+    Both are (1, C, H, W) in [0, 1], as they are: whoever calls has rounded what is to be rounded.
+    SSIM on RGB is the mean over the channels. Grey images are their own luma, so that both scores
+    are of their one channel. `rounded_luma` is the convention of deraining papers.
     """
-    image_y, clean_y = (luma(each, rounded=rounded_luma) for each in (image, clean))
+    image_y, clean_y = image, clean
+    if image.shape[1] == COLOURS:
+        image_y, clean_y = (luma(each, rounded=rounded_luma) for each in (image, clean))
     return {
         "psnr_rgb": _finite(psnr(image, clean, crop_border)),
         "psnr_y": _finite(psnr(image_y, clean_y, crop_border)),

@@ -1,8 +1,13 @@
 """The restoration tasks. Heads, tails, queries, data streams, metrics and report rows derive from
-`TASKS`; a new task is one more row here and, if its corruption is new, one pure function."""
+`TASKS`; a new task is one more row here and, if its corruption is new, one pure function.
+
+A parameter that is a pair is a range: every sample draws its own value, uniformly.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
+
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,7 @@ class GaussianNoise:
     under one convention loses about 1 dB under the other.
     """
 
-    sigma_255: float
+    sigma_255: float | Range
     clip: bool = True
 
 
@@ -31,7 +36,29 @@ class RainStreaks:
     """clip(clean + layer): a grey streak layer, cut from the bank of the rain-layers stage."""
 
 
-Corruption = Bicubic | GaussianNoise | RainStreaks
+@dataclass(frozen=True, kw_only=True)
+class JpegCompression:
+    """Compressed by libjpeg, as MATLAB's `imwrite` does; colour at half the resolution (4:2:0)."""
+
+    quality: int | tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianBlur:
+    """Convolved with an isotropic Gaussian, rounded to 8 bits."""
+
+    sigma: float | Range  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionBlur:
+    """Convolved with MATLAB's `fspecial('motion', length, angle)`, rounded to 8 bits."""
+
+    length: float | Range  # pixels
+    angle: float | Range  # degrees from the horizontal, counterclockwise
+
+
+Corruption = Bicubic | GaussianNoise | RainStreaks | JpegCompression | GaussianBlur | MotionBlur
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +66,7 @@ class Task:
     name: str
     title: str
     corruption: Corruption
+    channels: Literal[1, 3] = 3  # 1: photographs become grey first
 
     @property
     def scale(self) -> int:
@@ -55,6 +83,8 @@ class Task:
         return isinstance(self.corruption, RainStreaks)
 
 
+BLIND = (0.0, 55.0)  # the levels that DnCNN-B and CDnCNN-B are trained for
+
 # The published order comes first: only it gives the indices in a published checkpoint a meaning.
 TASKS: dict[str, Task] = {
     task.name: task
@@ -65,9 +95,56 @@ TASKS: dict[str, Task] = {
         Task(name="derain", title="Deraining", corruption=RainStreaks()),
         Task(name="denoise30", title="Denoising σ 30", corruption=GaussianNoise(sigma_255=30)),
         Task(name="denoise50", title="Denoising σ 50", corruption=GaussianNoise(sigma_255=50)),
+        # Beyond the paper. 10 to 40 are the qualities of the published tables of JPEG artefacts.
+        Task(name="jpeg", title="JPEG artefacts", corruption=JpegCompression(quality=(10, 40))),
+        # The isotropic part of Real-ESRGAN's first blur.
+        Task(
+            name="gaussian_blur", title="Gaussian blur", corruption=GaussianBlur(sigma=(0.2, 3.0))
+        ),
+        # From hardly visible to half of a 48-pixel patch; measured kernels have 13 to 27 pixels.
+        Task(
+            name="motion_blur",
+            title="Motion blur",
+            corruption=MotionBlur(length=(5.0, 25.0), angle=(0.0, 180.0)),
+        ),
+        # DnCNN's own recipe.
+        Task(
+            name="grey15",
+            title="Grey denoising σ 15",
+            corruption=GaussianNoise(sigma_255=15),
+            channels=1,
+        ),
+        Task(
+            name="grey25",
+            title="Grey denoising σ 25",
+            corruption=GaussianNoise(sigma_255=25),
+            channels=1,
+        ),
+        Task(
+            name="grey50",
+            title="Grey denoising σ 50",
+            corruption=GaussianNoise(sigma_255=50),
+            channels=1,
+        ),
+        Task(
+            name="grey_blind",
+            title="Blind grey denoising",
+            corruption=GaussianNoise(sigma_255=BLIND),
+            channels=1,
+        ),
+        Task(
+            name="colour_blind",
+            title="Blind denoising",
+            corruption=GaussianNoise(sigma_255=BLIND),
+        ),
     )
 }
 PUBLISHED_ORDER = ("sr2", "sr3", "sr4", "derain", "denoise30", "denoise50")
+
+
+def ranges(corruption: Corruption) -> dict[str, Range]:
+    """What every sample draws for itself: from where to where, by the name of the parameter."""
+    return {name: value for name, value in vars(corruption).items() if isinstance(value, tuple)}
 
 
 def task_named(
@@ -83,5 +160,5 @@ def task_named(
             return replace(task, corruption=replace(task.corruption, clip=clip_noise))
         case Bicubic():
             return replace(task, corruption=replace(task.corruption, border=border))
-        case RainStreaks():
+        case _:
             return task

@@ -19,6 +19,7 @@ from pipeline.data.loader import Stream, open_stream, training_batches, validati
 from pipeline.data.order import OrderError
 from pipeline.data.shards import ShardError
 from pipeline.graph import Job, StageError
+from pipeline.model_configs import COLOURS
 from pipeline.models.hub import HubModel
 from pipeline.tasks import task_named
 from pipeline.training.checkpoint import CheckpointError
@@ -112,7 +113,7 @@ def _batches(
 
 
 def _pictures(model: nn.Module, crops: Crops, restore: Restore) -> dict[str, Tensor]:
-    """What the model makes of the crops: named images (N, C, H, W), on the CPU."""
+    """What the model makes of the crops: named images (N, 3, H, W), on the CPU."""
     device = next(model.parameters()).device
     pictures = {}
     for task, (corrupted, clean) in crops.items():
@@ -121,7 +122,7 @@ def _pictures(model: nn.Module, crops: Crops, restore: Restore) -> dict[str, Ten
         pictures[f"{task}/corrupted"] = corrupted
         pictures[f"{task}/restored"] = restored.float().cpu()
         pictures[f"{task}/clean"] = clean
-    return pictures
+    return {name: images.expand(-1, COLOURS, -1, -1) for name, images in pictures.items()}
 
 
 def _write_pictures(folder: Path, pictures: Mapping[str, Tensor]) -> None:

@@ -4,9 +4,10 @@ import logging
 import multiprocessing
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
@@ -39,6 +40,7 @@ class CorruptStageConfig(Section):
     patch_size: int
     samples_per_shard: int
     format: Literal["npy", "png"]
+    pairs: bool = False  # the source has the corrupted versions
 
 
 def corrupt_stage(
@@ -49,37 +51,44 @@ def corrupt_stage(
     source_name: str,
     source: Stage,
     rain_layers: Stage | None,
+    pairs: bool = False,
 ) -> Stage:
-    """The stage that makes the shards of one task from one source.
+    """The stage that makes the shards of one task from one source, of real pairs if `pairs`.
 
     `task` carries the conventions of the run (clipping, border) already.
     """
     inputs = {"source": source}
-    if task.needs_rain_layers:
+    if task.needs_rain_layers and not pairs:
         assert rain_layers is not None, f"{task.name} needs rain layers"
         inputs["rain_layers"] = rain_layers
-    row = {"name": task.name, "corruption": type(task.corruption).__name__}
+    row: dict[str, JSON] = {"name": task.name}
+    if pairs:
+        row |= {"scale": task.scale, "channels": task.channels}
+    else:
+        row |= {"corruption": type(task.corruption).__name__, **asdict(task.corruption)}
     return Stage(
         name=f"corrupt-{task.name}@{source_name}",
         kind="corrupt",
-        version=1,
+        version=2,
         config=CorruptStageConfig(
-            task=row | asdict(task.corruption),
+            task=row,
             seed=seed,
             crops_per_image=config.crops_per_image,
             patch_size=config.patch_size,
             samples_per_shard=config.samples_per_shard,
             format=config.format,
+            pairs=pairs,
         ),
-        run=partial(run, task=task),
+        run=partial(run, task=task, most_skipped=config.most_skipped),
         inputs=inputs,
         launch="array",
     )
 
 
-def run(job: Job, task: Task) -> dict[str, JSON] | None:
+def run(job: Job, task: Task, *, most_skipped: float) -> dict[str, JSON] | None:
+    from pipeline.data.pairs import PairError
     from pipeline.data.shard_making import plan_shards
-    from pipeline.data.shards import ShardError, read_record
+    from pipeline.data.shards import ShardError
     from pipeline.data.source import SourceError
 
     settings = _settings(job, task)
@@ -90,18 +99,20 @@ def run(job: Job, task: Task) -> dict[str, JSON] | None:
         settings.folder.mkdir(exist_ok=True)
         # Alone in the folder, this run needs no patience, and perhaps the space.
         _delete_half_written(settings.folder, older_than=0 if parts == 1 else ABANDONED_SECONDS)
-        missing = [
-            unit for unit in units[part::parts] if read_record(settings.folder, unit.name) is None
-        ]
+        skipping = Skipping(
+            task=task.name,
+            photographs=sum(unit.end - unit.first for unit in units),
+            most=most_skipped,
+        )
+        done = _finished(settings.folder, units)
+        for record in done.values():
+            skipping.add(each["kind"] for each in record.skipped)
+        missing = [unit for unit in units[part::parts] if unit not in done]
         if missing:
-            _make(job, settings, missing)
-        done = {
-            unit: record
-            for unit in units
-            if (record := read_record(settings.folder, unit.name)) is not None
-        }
+            _make(job, settings, missing, skipping)
+            done = _finished(settings.folder, units)
         if len(done) < len(units):
-            logger.info("part %d of %d done; others are not yet", part, parts)
+            logger.info("part %d of %d done: %d of %d shards", part, parts, len(done), len(units))
             return None
         _delete_half_written(settings.folder, older_than=0)
     except SourceError as error:
@@ -109,14 +120,14 @@ def run(job: Job, task: Task) -> dict[str, JSON] | None:
             f"{error}. Undo that, or list the photographs anew with --until {source.stage} "
             "--force; then run the same command again"
         ) from error
-    except ShardError as error:
+    except (ShardError, PairError) as error:
         raise StageError(str(error)) from error
     except OSError as error:
         raise StageError(
             f"{error.filename or settings.folder}: {error.strerror or error}. Finished shards are "
             "kept; once this is mended (disk full: free some space), run the same command again"
         ) from error
-    return _summary(job, task, done)
+    return _summary(job, task, done, replace(skipping, kinds=Counter()))
 
 
 def _settings(job: Job, task: Task) -> "ShardSettings":
@@ -140,6 +151,13 @@ def _settings(job: Job, task: Task) -> "ShardSettings":
     )
 
 
+def _finished(folder: Path, units: Sequence["ShardUnit"]) -> dict["ShardUnit", "ShardRecord"]:
+    from pipeline.data.shards import read_record
+
+    records = {unit: read_record(folder, unit.name) for unit in units}
+    return {unit: record for unit, record in records.items() if record is not None}
+
+
 def _delete_half_written(folder: Path, *, older_than: float) -> None:
     """Delete what writers that were killed left, unless another part may be writing it."""
     for path in folder.glob(".*.tmp"):
@@ -148,6 +166,29 @@ def _delete_half_written(folder: Path, *, older_than: float) -> None:
                 path.unlink()
         except FileNotFoundError:  # its writer was alive, and finished
             continue
+
+
+@dataclass
+class Skipping:
+    """Photographs that gave nothing, counted while shards are made."""
+
+    task: str
+    photographs: int  # of all shards
+    most: float  # share of them
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kinds: Iterable[str]) -> None:
+        """Count; StageError as soon as it is certain that too many will have been skipped."""
+        self.kinds.update(kinds)
+        count = self.kinds.total()
+        if count > self.most * self.photographs:
+            common = ", ".join(f"{kind} ({n})" for kind, n in self.kinds.most_common(3))
+            raise StageError(
+                f"{self.task}: {count} of {self.photographs} photographs "
+                f"({count / self.photographs:.1%}) were skipped, more than "
+                f"corrupt.most_skipped: {self.most:g} allows: {common}; mend or replace them, use "
+                "a smaller corrupt.patch_size, or raise corrupt.most_skipped; what is made is kept"
+            )
 
 
 # Set by `_start_worker` in each worker, because shared memory can't be sent with a task.
@@ -161,7 +202,8 @@ def _start_worker(images_done: "Synchronized[int]", stop: Event) -> None:
     _worker.update(images_done=images_done, stop=stop)
 
 
-def _make_in_worker(settings: "ShardSettings", unit: "ShardUnit") -> None:
+def _make_in_worker(settings: "ShardSettings", unit: "ShardUnit") -> list[str]:
+    """Make a shard; returns for each photograph that was skipped, why."""
     from pipeline.data.shard_making import MakingStopped, make_shard
 
     def after_image() -> None:
@@ -170,10 +212,13 @@ def _make_in_worker(settings: "ShardSettings", unit: "ShardUnit") -> None:
         if _worker["stop"].is_set():
             raise MakingStopped
 
-    make_shard(settings, unit, after_image=after_image)
+    record = make_shard(settings, unit, after_image=after_image)
+    return [each["kind"] for each in record.skipped]
 
 
-def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> None:
+def _make(
+    job: Job, settings: "ShardSettings", missing: list["ShardUnit"], skipping: Skipping
+) -> None:
     """Make the missing shards in worker processes; the first failure stops them all."""
     from pipeline.data.worker_processes import (
         FOR_THE_PARENT,
@@ -198,7 +243,7 @@ def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> No
                     waiting, timeout=REPORT_SECONDS, return_when=FIRST_COMPLETED
                 )
                 for future in finished:
-                    future.result()
+                    skipping.add(future.result())
                 note = f"{len(missing) - len(waiting)} of {len(missing)} shards"
                 job.progress(images_done.value * crops, total * crops, note)
         except BrokenProcessPool as error:
@@ -211,15 +256,16 @@ def _make(job: Job, settings: "ShardSettings", missing: list["ShardUnit"]) -> No
             pool.shutdown(cancel_futures=True)
 
 
-def _summary(job: Job, task: Task, done: dict["ShardUnit", "ShardRecord"]) -> dict[str, JSON]:
+def _summary(
+    job: Job, task: Task, done: dict["ShardUnit", "ShardRecord"], skipping: Skipping
+) -> dict[str, JSON]:
     config = job.config
     assert isinstance(config, CorruptStageConfig)
     samples = Counter({"train": 0, "validation": 0})
-    kinds: Counter[str] = Counter()
     skipped: list[dict[str, str]] = []
     for unit, record in done.items():
         samples[unit.split] += record.samples
-        kinds.update(each["kind"] for each in record.skipped)
+        skipping.add(each["kind"] for each in record.skipped)
         skipped += [{"path": each["path"], "reason": each["reason"]} for each in record.skipped]
     del skipped[SKIPPED_LISTED:]
     for each in skipped:
@@ -229,7 +275,7 @@ def _summary(job: Job, task: Task, done: dict["ShardUnit", "ShardRecord"]) -> di
             first = f"; {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
             raise StageError(
                 f"{job.folder}: all {split} photographs were skipped for {task.name} "
-                f"({kinds.total()} photographs in all splits{first}); use larger or other "
+                f"({skipping.kinds.total()} photographs in all splits{first}); use larger or other "
                 "photographs, or a smaller corrupt.patch_size"
             )
     return {
@@ -237,9 +283,9 @@ def _summary(job: Job, task: Task, done: dict["ShardUnit", "ShardRecord"]) -> di
         "format": config.format,
         "train_samples": samples["train"],
         "validation_samples": samples["validation"],
-        "skipped_images": kinds.total(),
+        "skipped_images": skipping.kinds.total(),
         "skipped": skipped,
-        "skipped_by_reason": dict(sorted(kinds.items())),
+        "skipped_by_reason": dict(sorted(skipping.kinds.items())),
         "bytes": sum(record.bytes for record in done.values()),
         "clip": config.task.get("clip"),
     }

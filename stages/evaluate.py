@@ -10,7 +10,7 @@ from pipeline.artifacts import JSON, Manifest, canonical_digest, folder_listing,
 from pipeline.config import EvaluateConfig, Section, TestSetConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import Job, Stage, StageError
-from pipeline.tasks import Bicubic, GaussianNoise, Task
+from pipeline.tasks import Bicubic, GaussianNoise, Task, ranges
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ def evaluate_stage(
     return Stage(
         name=f"evaluate-{model.name}",
         kind="evaluate",
-        version=2,
+        version=3,
         config=EvaluationConfig(
             model=cast(ModelKind, model.kind),
             task=task,
@@ -146,7 +146,7 @@ def protocol(config: EvaluationConfig) -> dict[str, JSON]:
     if isinstance(corruption, GaussianNoise):
         noise = "clipped" if corruption.clip else "unclipped"
     return {
-        "channels": ["RGB", "Y"],
+        "channels": ["grey"] if config.task.channels == 1 else ["RGB", "Y"],
         "border": config.task.scale if config.task.scale > 1 else 0,
         "rounding": "uint8",  # of the restored image, before it is scored
         "corrupted_rounding": "none, as drawn" if noise else "uint8",
@@ -154,6 +154,7 @@ def protocol(config: EvaluationConfig) -> dict[str, JSON]:
         "ssim": "Gaussian 11×11, σ 1.5, valid region; RGB is the mean of the channels",
         "mean": "of per-image scores",
         "noise": noise,
+        "drawn": {name: list(each) for name, each in ranges(corruption).items()},  # per image
         "seed": config.seed,
         "tiling": config.tiling,
         "self_ensemble": config.self_ensemble,
@@ -164,7 +165,7 @@ def protocol(config: EvaluationConfig) -> dict[str, JSON]:
 
 def _open_test_sets(job: Job, config: EvaluationConfig) -> dict[str, "TestSet"]:
     from pipeline.data.rain_bank import open_layers
-    from pipeline.data.source import SourceIndex
+    from pipeline.data.source_index import SourceIndex
     from pipeline.data.testsets import open_test_set
 
     sources = {
@@ -210,7 +211,7 @@ def _score_test_set(
             record["pictures"] = _write_pictures(job.folder, stem, scored.pictures)
         images.append(record)
         job.progress(before + len(images) + len(test_set.skipped), total, f"{name}/{pair.name}")
-        logger.info("%s/%s: %s", name, pair.name, _line(scored))
+        logger.info("%s/%s: %s", name, pair.name, _line(scored, test_set.task))
     if not images:
         skipped = "; ".join(f"{each['path']}: {each['reason']}" for each in test_set.skipped)
         raise StageError(f"evaluate.test_sets.{name}: no image could be used ({skipped})")
@@ -239,10 +240,10 @@ def _file_name(name: str) -> str:
     return plain if plain == name else f"{plain}-{canonical_digest(name)[:6]}"
 
 
-def _line(scored: "Scored") -> str:
+def _line(scored: "Scored", task: Task) -> str:
     values = (each["psnr_rgb"] for each in (scored.corrupted, scored.restored))
     texts = ("equal" if value is None else f"{value:.2f} dB" for value in values)
-    return f"PSNR RGB {' -> '.join(texts)}"
+    return f"PSNR {'grey' if task.channels == 1 else 'RGB'} {' -> '.join(texts)}"
 
 
 def _folder_listings(config: EvaluationConfig) -> dict[str, list[str]]:

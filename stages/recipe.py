@@ -7,7 +7,8 @@ rain-layers ──┘                      ├─> dncnn-<task> ─────�
 
 from pathlib import Path
 
-from pipeline.config import RunConfig, TrainingConfig
+from pipeline.config import EvaluateConfig, RunConfig, TestSetConfig, TrainingConfig
+from pipeline.config_file import ConfigError
 from pipeline.graph import Graph, Stage
 from pipeline.tasks import Task, task_named
 from stages.corrupt import corrupt_stage
@@ -17,7 +18,7 @@ from stages.finetune import finetune_stage
 from stages.pretrain import pretrain_stage
 from stages.rain_layers import rain_layers_stage
 from stages.report import report_stage
-from stages.source import resolve_location, source_stage
+from stages.source import source_folders, source_stage
 
 
 def build_graph(config: RunConfig) -> Graph:
@@ -29,9 +30,8 @@ def build_graph(config: RunConfig) -> Graph:
 
     seed = config.seed
     tasks = _tasks(config)
-    largest_crop = config.corrupt.patch_size * max(task.scale for task in tasks.values())
     sources = {
-        name: add(source_stage(name, source, seed=seed, largest_crop=largest_crop))
+        name: add(source_stage(name, source, seed=seed, largest_crop=_largest_crop(config, name)))
         for name, source in config.sources.items()
     }
     rain_layers = None
@@ -48,6 +48,7 @@ def build_graph(config: RunConfig) -> Graph:
                 source_name=name,
                 source=sources[name],
                 rain_layers=rain_layers,
+                pairs=config.sources[name].is_pairs,
             )
         )
 
@@ -61,8 +62,8 @@ def build_graph(config: RunConfig) -> Graph:
     for name, dncnn in config.dncnn.items():
         of_task = shards(name, dncnn)
         models.append((name, add(dncnn_stage(name, dncnn, seed=seed, shards=of_task))))
+    evaluate = _evaluation(config)
     for name, model in models:
-        evaluate = config.evaluate
         add(evaluate_stage(model, tasks[name], evaluate, sources=sources, rain_layers=rain_layers))
     add(report_stage(config.name, stages))
     return Graph(stages=tuple(stages.values()))
@@ -71,8 +72,9 @@ def build_graph(config: RunConfig) -> Graph:
 def folders_read(config: RunConfig) -> list[tuple[str, str, Path]]:
     """Folders of the user's that stages read: (dotted key, name or kind of the stages, folder)."""
     folders = [
-        (f"sources.{name}.path", f"source@{name}", resolve_location(source.path))
+        (f"sources.{name}.{key}", f"source@{name}", folder)
         for name, source in config.sources.items()
+        for key, folder in source_folders(source).items()
     ]
     if config.rain_layers.folder is not None:
         folders.append(("rain_layers.folder", "rain-layers", Path(config.rain_layers.folder)))
@@ -82,6 +84,44 @@ def folders_read(config: RunConfig) -> list[tuple[str, str, Path]]:
                 place = Path(folder).expanduser()
                 folders.append((f"evaluate.test_sets.{name}.{key}", "evaluate", place))
     return folders
+
+
+def _trained_from(config: RunConfig, source: str) -> tuple[str, ...]:
+    """The tasks whose samples come from the source."""
+    names: dict[str, None] = {}
+    for key, training in config.trainings.items():
+        if config.source_of(training) == source:
+            names |= dict.fromkeys(
+                config.pretrain.tasks if key == "pretrain" else [key.partition(".")[2]]
+            )
+    return tuple(names)
+
+
+def _largest_crop(config: RunConfig, source: str) -> int:
+    """Pixels per side of the clean image; real pairs are cut for the tasks that they serve."""
+    tasks = _tasks(config)
+    served = _trained_from(config, source) if config.sources[source].is_pairs else ()
+    return config.corrupt.patch_size * max(tasks[name].scale for name in served or tasks)
+
+
+def _evaluation(config: RunConfig) -> EvaluateConfig:
+    """The evaluation, real pairs being shown only to the tasks whose corruption they have."""
+    test_sets = config.evaluate.test_sets
+    for name, test_set in test_sets.items():
+        if test_set.source and config.sources[test_set.source].is_pairs and test_set.tasks is None:
+            raise ConfigError(
+                f"evaluate.test_sets.{name}: source {test_set.source} has real pairs; name in "
+                "`tasks` the tasks whose corruption they show"
+            )
+    if test_sets or not any(source.is_pairs for source in config.sources.values()):
+        return config.evaluate
+    test_sets = {
+        name: TestSetConfig(
+            source=name, tasks=_trained_from(config, name) if source.is_pairs else None
+        )
+        for name, source in config.sources.items()
+    }
+    return config.evaluate.model_copy(update={"test_sets": test_sets})
 
 
 def _tasks(config: RunConfig) -> dict[str, Task]:

@@ -1,26 +1,37 @@
-"""Lists a folder of photographs once and decides which of them never enter training."""
+"""Lists the photographs of a source once and decides which of them never enter training."""
 
 import logging
 import os
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 import pipeline
 from pipeline.artifacts import JSON, Manifest
 from pipeline.config import Section, SourceConfig
+from pipeline.config_file import ConfigError
+from pipeline.data.patterns import PatternError, expand_braces, matching_files
 from pipeline.graph import Job, Stage, StageError
+
+if TYPE_CHECKING:
+    from pipeline.data.listing import Listing
 
 logger = logging.getLogger(__name__)
 
 UNREADABLE_LISTED = 100  # in the summary; the rest is counted
+Kind = Literal["folder", "tars", "parquet", "dataset", "urls"]
+SPLIT = "train"  # of a dataset that names none
 
 
 class SourceStageConfig(Section):
     """What decides which photographs there are and which are kept out of training."""
 
     # Where they lie is not what they are: left out of the fingerprint, watched by `_stale`.
-    path: str = Field(exclude=True)
+    path: str = Field(exclude=True)  # of real pairs: the clean ones
+    corrupted: str | None = Field(exclude=True)
     validation_images: int
     held_out: tuple[str, ...]
     seed: int
@@ -29,8 +40,12 @@ class SourceStageConfig(Section):
 
 def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: int) -> Stage:
     """The stage that lists one source; `largest_crop` is in pixels of the clean image."""
+    path = source.path or source.clean
+    assert path is not None  # SourceConfig has one of the two
+    _check_form(f"sources.{name}.path", path)
     config = SourceStageConfig(
-        path=source.path,
+        path=path,
+        corrupted=source.corrupted,
         # Without effect beside patterns, so that changing it changes nothing.
         validation_images=0 if source.held_out else source.validation_images,
         held_out=source.held_out,
@@ -38,31 +53,62 @@ def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: in
         largest_crop=largest_crop,
     )
     return Stage(
-        name=f"source@{name}", kind="source", version=1, config=config, run=run, stale=_stale
+        name=f"source@{name}", kind="source", version=2, config=config, run=run, stale=_stale
     )
 
 
+def source_kind(path: str) -> Kind:
+    """What a source's path names, by its form alone."""
+    if path.startswith("hf:"):
+        return "dataset"
+    if path.startswith(("http://", "https://")):
+        return "urls"
+    kinds: dict[str, Kind] = {".tar": "tars", ".parquet": "parquet"}
+    return kinds.get(Path(path).suffix, "folder")
+
+
+def _check_form(key: str, path: str) -> None:
+    """Raise ConfigError for what no listing can read, before anything is made."""
+    kind = source_kind(path)
+    if kind == "urls" and not urlsplit(path).path.endswith(".tar"):
+        raise ConfigError(f"{key}: {path}: only tars (.tar, uncompressed) are read by URL")
+    if kind == "folder" and "://" in path:
+        raise ConfigError(f"{key}: {path}: only https:// and http:// are read by URL")
+    try:
+        expand_braces(path if kind in ("urls", "tars", "parquet") else "")
+    except PatternError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def source_folders(source: SourceConfig) -> dict[str, Path]:
+    """The folders that a source reads, by the key that names them."""
+    named = {"path": source.path, "clean": source.clean, "corrupted": source.corrupted}
+    return {
+        key: resolve_location(path)
+        for key, path in named.items()
+        if path is not None and (key != "path" or source_kind(path) == "folder")
+    }
+
+
 def resolve_location(path: str) -> Path:
-    """The absolute folder that a config names: `package:…` lies inside the installed package."""
+    """The absolute place that a config names: `package:…` lies inside the installed package."""
     if path.startswith("package:"):
         return Path(pipeline.__file__).parent / path.removeprefix("package:")
     return Path(path).expanduser().absolute()
 
 
 def run(job: Job) -> dict[str, JSON]:
-    from pipeline.data.listing import choose_validation, source_identity, write_index
-    from pipeline.data.source import SourceError, SourceIndex
+    from pipeline.data.source import SourceError
+    from pipeline.data.source_index import SourceIndex
+    from pipeline.data.validation import choose_validation, source_identity
 
     config = job.config
     assert isinstance(config, SourceStageConfig)
-    root = resolve_location(config.path)
+    root = _root(config.path)
     try:
-        _check_folder(root)
         # Taken first: what changes while the listing runs must look changed afterwards.
-        modified = _modification_times(root)
-        listing = write_index(
-            root, job.folder, progress=lambda done: job.progress(done, done, "photographs listed")
-        )
+        modified = _modification_times(config)
+        listing = _list(job, config, root)
         index = SourceIndex(job.folder, root)
         validation, undecodable = choose_validation(
             index,
@@ -72,7 +118,7 @@ def run(job: Job) -> dict[str, JSON]:
             held_out=config.held_out,
             largest_crop=config.largest_crop,
         )
-    except SourceError as error:
+    except (SourceError, PatternError) as error:
         raise StageError(str(error)) from error
     except OSError as error:
         place = os.fsdecode(error.filename or job.folder)  # a full disk names no file
@@ -85,7 +131,8 @@ def run(job: Job) -> dict[str, JSON]:
         logger.warning("%s: %s", each["path"], each["reason"])
     logger.info("%s: %d photographs, %d for validation", root, len(index), validation.sum())
     return {
-        "root": str(root),
+        "root": root,
+        "corrupted_root": _root(config.corrupted) if config.corrupted else None,
         "modified": modified,
         "identity": source_identity(index, validation),
         "images": len(index),
@@ -97,37 +144,119 @@ def run(job: Job) -> dict[str, JSON]:
     }
 
 
-def _check_folder(root: Path) -> None:
-    if not root.exists():
-        raise StageError(f"{root}: no such folder; set the path of the source to your photographs")
-    if not root.is_dir():
-        raise StageError(f"{root}: not a folder; the path of a source names a folder")
+def _root(path: str) -> str:
+    """The same for the same photographs, from whatever folder the command is given."""
+    return path if source_kind(path) in ("dataset", "urls") else str(resolve_location(path))
 
 
-def _modification_times(root: Path) -> dict[str, int]:
-    """Nanoseconds of `root` and of the folders directly in it, which change with their files."""
-    times = {".": root.stat().st_mtime_ns}
-    with os.scandir(os.fsencode(root)) as entries:
+def _list(job: Job, config: SourceStageConfig, root: str) -> "Listing":
+    """Write the index into the job's folder; of real pairs, both indices and who is whose."""
+    from pipeline.data.downloads import DOWNLOADS_FOLDER
+    from pipeline.data.listing import write_index
+    from pipeline.data.pairs import write_pairs
+    from pipeline.data.source_index import CORRUPTED_FOLDER, PARTNERS_FILE
+
+    # What an interrupted listing of another place may have left; downloads of this one stay.
+    if source_kind(config.path) != "urls":
+        shutil.rmtree(job.folder / DOWNLOADS_FOLDER, ignore_errors=True)
+    shutil.rmtree(job.folder / CORRUPTED_FOLDER, ignore_errors=True)
+    (job.folder / PARTNERS_FILE).unlink(missing_ok=True)
+
+    def progress(done: int) -> None:
+        job.progress(done, done, "photographs listed")
+
+    if config.corrupted is not None:
+        clean, corrupted = _checked_folder(config.path), _checked_folder(config.corrupted)
+        return write_pairs(clean, corrupted, job.folder, progress=progress)
+    return write_index(
+        root, job.folder, lambda listing: _find(listing, job, config.path), progress=progress
+    )
+
+
+def _find(listing: "Listing", job: Job, path: str) -> None:
+    from pipeline.data.arrow_files import list_dataset, list_parquet
+    from pipeline.data.downloads import DOWNLOADS_FOLDER, download
+    from pipeline.data.folders import list_folder
+    from pipeline.data.tars import list_tars
+
+    match source_kind(path):
+        case "folder":
+            list_folder(listing, _checked_folder(path))
+        case "tars":
+            list_tars(listing, matching_files(str(resolve_location(path))))
+        case "parquet":
+            list_parquet(listing, matching_files(str(resolve_location(path))))
+        case "dataset":
+            name, _, split = path.removeprefix("hf:").partition("@")
+            list_dataset(listing, name, split or SPLIT)
+        case "urls":
+            urls = expand_braces(path)
+            tars = download(
+                urls,
+                job.folder / DOWNLOADS_FOLDER,
+                progress=lambda done: job.progress(done, len(urls), "tars downloaded"),
+            )
+            list_tars(listing, tars, beside=job.folder)
+
+
+def _checked_folder(path: str) -> Path:
+    folder = resolve_location(path)
+    if not folder.exists():
+        raise StageError(
+            f"{folder}: no such folder; set the path of the source to your photographs"
+        )
+    if not folder.is_dir():
+        raise StageError(
+            f"{folder}: not a folder; the path of a source names a folder, uncompressed tars "
+            "(*.tar), parquet files (*.parquet) or a dataset (hf:owner/name)"
+        )
+    return folder
+
+
+def _modification_times(config: SourceStageConfig) -> dict[str, JSON]:
+    """Nanoseconds of the folders and of those directly in them, which change with their files;
+    bytes and nanoseconds of tars and parquet files. What isn't local is not watched."""
+    times: dict[str, JSON] = {}
+    kind = source_kind(config.path)
+    if kind == "folder" or config.corrupted is not None:
+        for path in filter(None, (config.path, config.corrupted)):
+            times |= _folder_times(_checked_folder(path))
+    elif kind in ("tars", "parquet"):
+        for file in matching_files(str(resolve_location(config.path))):
+            status = file.stat()
+            times[_text(os.fsencode(file))] = [status.st_size, status.st_mtime_ns]
+    return times
+
+
+def _folder_times(folder: Path) -> dict[str, JSON]:
+    times = {str(folder): folder.stat().st_mtime_ns}
+    with os.scandir(os.fsencode(folder)) as entries:
         for entry in entries:
             if os.path.isdir(entry.path):  # False for a link that leads to itself
-                name = entry.name.decode("utf-8", "backslashreplace")
-                times[name] = entry.stat().st_mtime_ns
+                times[_text(entry.path)] = entry.stat().st_mtime_ns
     return times
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
 
 
 def _stale(config: Section, manifest: Manifest) -> str | None:
     assert isinstance(config, SourceStageConfig)
-    root = resolve_location(config.path)
-    listed = manifest.summary["root"]
-    if str(root) != listed:
-        return f"listed from {listed}, now in {root}"
+    listed = manifest.summary
+    for path, before in ((config.path, "root"), (config.corrupted, "corrupted_root")):
+        now = _root(path) if path else None
+        if now != listed[before]:
+            return f"listed from {listed[before]}, now in {now}"
     try:
-        times = _modification_times(root)
-    except OSError:
+        times = _modification_times(config)
+    except (OSError, PatternError, StageError):
         return None  # gone or out of reach: nobody needs them once the shards are made
-    if times != manifest.summary["modified"]:
-        changed = sorted(
-            set(times.items()).symmetric_difference(manifest.summary["modified"].items())
-        )
-        return f"{root / changed[0][0]} changed since it was listed"
+    if times != listed["modified"]:
+        changed = {
+            path
+            for path in times.keys() | listed["modified"].keys()
+            if times.get(path) != listed["modified"].get(path)
+        }
+        return f"{min(changed)} changed since it was listed"
     return None

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.artifacts import Artifact, seal
 from pipeline.config import CorruptConfig, RainLayersConfig, Runtime, SourceConfig
 from pipeline.data.shards import ShardRecord, writing_shard
-from pipeline.data.source import SourceIndex
+from pipeline.data.source_index import SourceIndex
 from pipeline.graph import Job, Stage
 from pipeline.tasks import TASKS
 from stages.corrupt import corrupt_stage
@@ -121,7 +121,7 @@ def execute(
     )
 
 
-def listed(photographs: Path, folder: Path, **settings: object) -> Artifact:
+def listed(photographs: Path | str, folder: Path, **settings: object) -> Artifact:
     """The sealed source artifact of a folder of photographs."""
     stage = listing_stage(photographs, **settings)
     artifact = execute(stage, folder)
@@ -129,12 +129,12 @@ def listed(photographs: Path, folder: Path, **settings: object) -> Artifact:
     return artifact
 
 
-def index_of(photographs: Path, folder: Path, **settings: object) -> SourceIndex:
+def index_of(photographs: Path | str, folder: Path, **settings: object) -> SourceIndex:
     artifact = listed(photographs, folder, **settings)
     return SourceIndex(artifact.folder, Path(artifact.manifest.summary["root"]))
 
 
-def listing_stage(photographs: Path, *, largest_crop: int = 32, **settings: object) -> Stage:
+def listing_stage(photographs: Path | str, *, largest_crop: int = 32, **settings: object) -> Stage:
     config = SourceConfig(path=str(photographs), **({"validation_images": 2} | settings))
     return source_stage("photos", config, seed=0, largest_crop=largest_crop)
 

@@ -53,6 +53,7 @@ def write_scores(folder: Path, *, model: str, task: str, psnr: float, image: str
             "self_ensemble": False,
             "precision": "float32",
             "corrupted_shown": "as given",
+            "drawn": {},
         },
         "test_sets": {
             "mine": {

@@ -3,10 +3,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.corruptions.apply import corrupt, corrupt_crop
+from pipeline.corruptions.apply import corrupt, corrupt_crop, drawn
 from pipeline.corruptions.bicubic import imresize
 from pipeline.corruptions.keyed import generator
-from pipeline.tasks import TASKS, GaussianNoise
+from pipeline.tasks import TASKS, GaussianNoise, JpegCompression
 
 LAYERS = np.random.default_rng(1).integers(0, 90, (3, 64, 64), dtype=np.uint8)
 
@@ -51,6 +51,23 @@ def test_crops_of_every_task_lie_where_they_should(task):
     if task.scale > 1:
         whole = imresize(clean, Fraction(1, task.scale))
         np.testing.assert_array_equal(patch, whole[2:50, 5:53])
+
+
+def test_ranges_are_drawn_from_end_to_end_and_fixed_values_are_left():
+    rng = generator(0)
+
+    qualities = [drawn(JpegCompression(quality=(10, 13)), rng).quality for _ in range(100)]
+    levels = [drawn(GaussianNoise(sigma_255=(0, 55.0)), rng).sigma_255 for _ in range(500)]
+    untouched = generator(1)
+    for name in ("sr2", "derain", "denoise30"):
+        assert drawn(TASKS[name].corruption, untouched) == TASKS[name].corruption
+
+    assert set(qualities) == {10, 11, 12, 13}
+    # Of 500 draws, the least is below 0.5 but for one time in a hundred.
+    assert 0 <= min(levels) < 0.6
+    assert 54.4 < max(levels) <= 55
+    assert np.mean(levels) == pytest.approx(27.5, abs=2.2)  # three deviations
+    assert untouched.random() == generator(1).random()
 
 
 def test_clip_of_the_spec_is_respected():

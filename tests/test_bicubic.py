@@ -1,3 +1,4 @@
+import hashlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,6 +31,21 @@ def test_downscaling_equals_matlab_bit_for_bit(scale):
         small = np.array(Image.open(SET5 / f"LR_bicubic/X{scale}/{path.stem}x{scale}.png"))
 
         np.testing.assert_array_equal(imresize(clean, Fraction(1, scale)), small)
+
+
+@needs_set5
+@pytest.mark.parametrize(
+    ("scale", "digest"), [(2, "18afe3cd141a1055"), (3, "2a10fbe924d7ed3f"), (4, "5f904c7b5fe1cb84")]
+)
+def test_the_other_border_equals_older_matlab_bit_for_bit(scale, digest):
+    """The digests are of pixels that equal the 15 files RCAN_TestCode/LR/LRBI/Set5 of RCAN."""
+    pixels = hashlib.sha256()
+
+    for path in sorted((SET5 / "HR").glob("*.png")):
+        clean = modcrop(np.array(Image.open(path).convert("RGB")), scale)
+        pixels.update(imresize(clean, Fraction(1, scale), border="replicate").tobytes())
+
+    assert pixels.hexdigest()[:16] == digest
 
 
 @needs_set5

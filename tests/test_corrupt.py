@@ -23,7 +23,7 @@ from pipeline.config import Runtime
 from pipeline.corruptions.bicubic import imresize, modcrop
 from pipeline.data.shard_making import ShardSettings, make_shard, plan_shards
 from pipeline.data.shard_reader import open_shards
-from pipeline.data.source import SourceIndex
+from pipeline.data.source_index import SourceIndex
 from pipeline.graph import Job, StageError
 from pipeline.tasks import TASKS
 
@@ -174,8 +174,9 @@ def test_odd_photographs_are_converted_and_unusable_ones_counted_and_listed(
     (photographs / "cut.png").write_bytes((photographs / "cut.png").read_bytes()[:-300])
     (photographs / "text.jpg").write_text("no photograph")
     (photographs / "empty.jpg").write_bytes(b"")
+    config = SMALL.model_copy(update={"most_skipped": 0.5})
 
-    artifact = corrupted("sr3", photographs, tmp_path)
+    artifact = corrupted("sr3", photographs, tmp_path, config=config)
 
     summary = artifact.manifest.summary
     assert summary["skipped_images"] == 5
@@ -196,7 +197,8 @@ def test_odd_photographs_are_converted_and_unusable_ones_counted_and_listed(
 
 def test_a_photograph_that_nobody_may_read_is_skipped_and_listed(public: Path) -> None:
     photographs = write_photographs(public / "in", 6)
-    stage = corrupting_stage("sr3", photographs)
+    config = SMALL.model_copy(update={"most_skipped": 0.5})
+    stage = corrupting_stage("sr3", photographs, config)
     source = listed(photographs, public / "source")
     index = SourceIndex(source.folder, photographs)
     secret = int(np.flatnonzero(~index.validation)[0])
@@ -247,7 +249,7 @@ def test_a_read_only_folder_is_one_sentence(public: Path) -> None:
 
 def test_all_skipped_is_an_error(tmp_path: Path) -> None:
     photographs = write_photographs(tmp_path / "in", 4)
-    config = SMALL.model_copy(update={"patch_size": 60})
+    config = SMALL.model_copy(update={"patch_size": 60, "most_skipped": 1.0})
 
     with pytest.raises(StageError, match=r"all train photographs were skipped for denoise30"):
         corrupted("denoise30", photographs, tmp_path, config=config)

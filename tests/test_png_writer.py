@@ -2,6 +2,7 @@ import os
 import resource
 import zlib
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import png
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.data.png_writer import PngWriter, new_png
+from pipeline.data.png_writer import PngWriter, new_png, png_bytes
 
 
 def _samples(height: int, width: int, channels: int, dtype: type) -> np.ndarray:
@@ -140,3 +141,24 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         _write(tmp_path / "a.png", _samples(100, 100, 3, np.uint8), rows=100)
 
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (9, 1), (48, 48), (192, 192)])
+def test_small_pngs_are_read_back(height: int, width: int, channels: int) -> None:
+    whole = _samples(height + 2, width + 3, channels, np.uint8)
+    whole[:2] = 255  # sums of neighbours beyond 8 bits
+
+    for samples in (whole[1:-1, 2:-1], np.full((height, width, channels), 255, np.uint8)):
+        with Image.open(BytesIO(png_bytes(samples))) as image:
+            assert image.mode == ("L" if channels == 1 else "RGB")
+            assert np.array_equal(np.asarray(image).reshape(samples.shape), samples)
+
+
+def test_small_pngs_are_about_as_small_as_pillows() -> None:
+    with Image.open(Path(__file__).parents[1] / "pipeline/assets/photos/coffee.png") as image:
+        crop = image.convert("RGB").crop((200, 100, 392, 292))
+    content = BytesIO()
+    crop.save(content, "PNG", compress_level=1)
+
+    assert len(png_bytes(np.asarray(crop))) < 1.1 * len(content.getvalue())

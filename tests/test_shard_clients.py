@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from data_samples import CLEAN, CORRUPTED, KEYS, write_shard
 
+from pipeline.data.shard_reader import open_shards
+from pipeline.data.shards import writing_shard
+
 
 def test_the_tar_program_reads_a_shard(tmp_path: Path) -> None:
     write_shard(tmp_path)
@@ -63,3 +66,34 @@ def test_stock_datasets_reads_the_same_arrays(tmp_path: Path, image_format: str)
         assert np.array_equal(np.asarray(sample[f"clean.{image_format}"]), clean)
         assert np.array_equal(np.asarray(sample[f"corrupted.{image_format}"]), corrupted)
         assert sample["json"]["box"] == [0, 0, 24, 24]
+
+
+@pytest.mark.parametrize("image_format", ["npy", "png"])
+def test_grey_shards_are_read_by_stock_clients_too(tmp_path: Path, image_format: str) -> None:
+    import datasets
+    import webdataset
+
+    grey = [image[:, :, :1] for image in CLEAN]
+    with writing_shard(tmp_path, "train-00000", image_format=image_format) as writer:
+        for key, image in zip(KEYS, grey, strict=True):
+            writer.add(key, {"clean": image}, {"source": key, "parameters": {"clip": True}})
+        writer.finish()
+    tar = str(tmp_path / "train-00000.tar")
+    name = f"clean.{image_format}"
+
+    ours = open_shards(tmp_path, "train")
+    with_webdataset = webdataset.WebDataset(tar, shardshuffle=False).decode("l8")
+    with_datasets = datasets.load_dataset(
+        "webdataset",
+        data_files={"train": [tar]},
+        split="train",
+        streaming=True,
+        cache_dir=str(tmp_path / "cache"),
+    )
+
+    shards, places = np.zeros(5, int), np.arange(5)
+    assert np.array_equal(ours.images("clean", shards, places), np.stack(grey))
+    assert [each["source"] for each in ours.descriptions(shards, places)] == KEYS
+    for client in (with_webdataset, with_datasets):
+        images = [np.asarray(sample[name]).reshape(24, 24, 1) for sample in client]
+        assert np.array_equal(np.stack(images), np.stack(grey))

@@ -5,7 +5,8 @@ import pytest
 from data_samples import imported_by, index_of, listed, listing_stage, photograph, write_photographs
 from PIL import Image
 
-from pipeline.data.source import SourceError, SourceIndex, photograph_key
+from pipeline.data.source import SourceError
+from pipeline.data.source_index import SourceIndex, photograph_key
 from pipeline.graph import StageError
 from stages.source import resolve_location
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline import config
 from pipeline.data import testsets
-from pipeline.data.source import SourceIndex
+from pipeline.data.source_index import SourceIndex
 from pipeline.graph import Job
 from pipeline.tasks import TASKS, task_named
 from stages.source import source_stage

@@ -1,14 +1,41 @@
 """From the spec of a corruption, in `tasks.py`, to the function that does it."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corruptions.bicubic import downscale_patch, imresize
+from pipeline.corruptions.blur import blur_region, gaussian_kernel, motion_kernel
+from pipeline.corruptions.jpeg import compress_region
 from pipeline.corruptions.noise import add_gaussian_noise
 from pipeline.corruptions.rain import add_rain, cut_layer
-from pipeline.tasks import Bicubic, Corruption, GaussianNoise, RainStreaks
+from pipeline.tasks import (
+    Bicubic,
+    Corruption,
+    GaussianBlur,
+    GaussianNoise,
+    JpegCompression,
+    MotionBlur,
+    RainStreaks,
+    ranges,
+)
+
+
+def drawn(corruption: Corruption, rng: np.random.Generator) -> Corruption:
+    """The spec for one sample: every range is replaced by a value drawn from it, uniformly.
+
+    A range of whole numbers gives one of them, its ends included. Where there is no range, nothing
+    is drawn.
+    """
+    values: dict[str, int | float] = {}
+    for name, (low, high) in ranges(corruption).items():
+        if isinstance(low, int) and isinstance(high, int):
+            values[name] = int(rng.integers(low, high + 1))
+        else:
+            values[name] = round(float(rng.uniform(low, high)), 4)  # as records show it
+    return replace(corruption, **values)  # type: ignore[arg-type] # names are the class's own
 
 
 def corrupt(
@@ -20,25 +47,20 @@ def corrupt(
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
     """The corrupted version of a whole clean image, (H, W, C) uint8.
 
-    Bicubic and rain give uint8; noise gives float32 on the scale of [0, 1], not rounded, and beyond
-    [0, 1] unless the spec clips. `rain_layers` is the bank of the rain-layers stage, (n, S, S);
-    `rng` decides the noise, or which layer and which piece of it.
+    Noise gives float32 on the scale of [0, 1], not rounded, and beyond [0, 1] unless the spec
+    clips; every other corruption gives uint8. `rain_layers` is the bank of the rain-layers stage,
+    (n, S, S); `rng` decides whatever is random.
     """
-    match corruption:
-        case Bicubic(scale=scale, border=border):
-            if any(side % scale for side in clean.shape[:2]):
-                raise ValueError(
-                    f"{clean.shape[0]}×{clean.shape[1]} is not a multiple of the scale {scale}; "
-                    "modcrop first"
-                )
-            return imresize(clean, Fraction(1, scale), border=border)
-        case GaussianNoise(sigma_255=sigma_255, clip=clip):
-            return add_gaussian_noise(clean, sigma_255, clip=clip, rng=rng)
-        case RainStreaks():
-            if rain_layers is None or len(rain_layers) == 0:
-                raise ValueError("rain needs the layers of the rain-layers stage; got none")
-            layer = rain_layers[rng.integers(len(rain_layers))]
-            return add_rain(clean, cut_layer(layer, *clean.shape[:2], rng=rng))
+    height, width = clean.shape[:2]
+    if isinstance(corruption, Bicubic):
+        scale = corruption.scale
+        if height % scale or width % scale:
+            raise ValueError(
+                f"{height}×{width} is not a multiple of the scale {scale}; modcrop first"
+            )
+        return imresize(clean, Fraction(1, scale), border=corruption.border)
+    whole = {"rows": (0, height), "columns": (0, width)}
+    return _corrupt_region(clean, corruption, rng, **whole, rain_layers=rain_layers)
 
 
 def corrupt_crop(
@@ -53,8 +75,9 @@ def corrupt_crop(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | NDArray[np.float32]]:
     """(clean crop, corrupted patch) of a whole image, the patch `patch_size` pixels wide.
 
-    For bicubic, `top` and `left` are multiples of the scale in the modcropped image, and the patch
-    equals the same region of the whole image resized.
+    Resizing, blur and compression reach beyond the crop: the patch equals the same region of the
+    whole image corrupted. For bicubic, `top` and `left` are multiples of the scale in the
+    modcropped image.
     """
     if isinstance(corruption, Bicubic):
         return downscale_patch(
@@ -66,10 +89,47 @@ def corrupt_crop(
             border=corruption.border,
         )
     height, width = clean.shape[:2]
-    if min(top, left) < 0 or top + patch_size > height or left + patch_size > width:
+    bottom, right = top + patch_size, left + patch_size
+    if min(top, left) < 0 or bottom > height or right > width:
         raise ValueError(
             f"a {patch_size}×{patch_size} crop at ({top}, {left}) does not lie inside "
             f"{height}×{width}"
         )
-    crop = clean[top : top + patch_size, left : left + patch_size]
-    return crop, corrupt(crop, corruption, rng, rain_layers=rain_layers)
+    patch = _corrupt_region(
+        clean,
+        corruption,
+        rng,
+        rows=(top, bottom),
+        columns=(left, right),
+        rain_layers=rain_layers,
+    )
+    return clean[top:bottom, left:right], patch
+
+
+def _corrupt_region(
+    clean: NDArray[np.uint8],
+    corruption: Corruption,
+    rng: np.random.Generator,
+    *,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    rain_layers: NDArray[np.uint8] | None,
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """The part `rows`, `columns` (start, stop) of the corrupted image, as large as the clean."""
+    region = clean[slice(*rows), slice(*columns)]
+    match drawn(corruption, rng):
+        case GaussianNoise(sigma_255=float() | int() as sigma_255, clip=clip):
+            return add_gaussian_noise(region, sigma_255, clip=clip, rng=rng)
+        case RainStreaks():
+            if rain_layers is None or len(rain_layers) == 0:
+                raise ValueError("rain needs the layers of the rain-layers stage; got none")
+            layer = rain_layers[rng.integers(len(rain_layers))]
+            return add_rain(region, cut_layer(layer, *region.shape[:2], rng=rng))
+        case JpegCompression(quality=int() as quality):
+            return compress_region(clean, quality, rows=rows, columns=columns)
+        case GaussianBlur(sigma=float() | int() as sigma):
+            column = gaussian_kernel(sigma)
+            return blur_region(clean, column, column.T, rows=rows, columns=columns)
+        case MotionBlur(length=float() | int() as length, angle=float() | int() as angle):
+            return blur_region(clean, motion_kernel(length, angle), rows=rows, columns=columns)
+    raise AssertionError(f"no function for {corruption}")

@@ -74,8 +74,8 @@ def resize_region(
                 f"rows {rows}, columns {columns}: each is a non-empty (start, stop) whose start "
                 f"is a multiple of {exact.numerator}, at scale {exact}"
             )
-    region = _cut(image, _sources(rows, exact), axis=0, border=border)
-    region = _cut(region, _sources(columns, exact), axis=1, border=border)
+    region = cut(image, _sources(rows, exact), axis=0, border=border)
+    region = cut(region, _sources(columns, exact), axis=1, border=border)
     region = _resize_rows(region, exact, rows[1] - rows[0])
     region = _resize_rows(region.swapaxes(0, 1), exact, columns[1] - columns[0])
     return np.ascontiguousarray(region.swapaxes(0, 1))
@@ -130,6 +130,7 @@ def _check_image(image: np.ndarray) -> None:
         raise ValueError(f"imresize takes uint8, float32 or float64; got {image.dtype}")
 
 
+@lru_cache(maxsize=32)
 def _exact(scale: Fraction | float) -> Fraction:
     """`scale` as the fraction that a float such as 1/3 stands for."""
     if not 0 < scale < math.inf:
@@ -185,7 +186,7 @@ def _sources(outputs: tuple[int, int], scale: Fraction) -> tuple[int, int]:
     return start, start + whole * block.step + int(block.ends[last])
 
 
-def _cut(
+def cut(
     image: NDArray[Pixel], span: tuple[int, int], *, axis: int, border: Border
 ) -> NDArray[Pixel]:
     """`image[start:stop]` along `axis`, going on beyond the border."""

@@ -120,7 +120,8 @@ def add_rain(clean: NDArray[np.uint8], layer: NDArray[np.uint8]) -> NDArray[np.u
             f"rain adds a uint8 (H, W) layer to a uint8 image of the same size; got "
             f"{layer.dtype} {layer.shape} and {clean.dtype} {clean.shape}"
         )
-    streaks = layer if clean.ndim == 2 else layer[..., None]
+    # Repeated, because broadcasting along so short an axis takes four times as long.
+    streaks = layer if clean.ndim == 2 else np.repeat(layer[..., None], clean.shape[2], axis=2)
     # 255 - streaks does not overflow, clean + streaks would.
     return np.minimum(clean, 255 - streaks) + streaks
 

@@ -4,7 +4,7 @@ A worker is given nothing but the number of a micro-batch: which samples that is
 their flips are functions of the seed, so there is no state to keep, to save or to get wrong.
 """
 
-# N batch, H W height and width; images leave as (N, 3, H, W).
+# N batch, C channels, H W height and width; images leave as (N, C, H, W).
 
 import multiprocessing
 import os
@@ -63,12 +63,12 @@ class Stream:
     def pairs(
         self, ids: SampleIds, *, seed: int, data: DataConfig, purpose: str = "train"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(corrupted, clean), each (N, H, W, 3)."""
+        """(corrupted, clean), each (N, H, W, C)."""
         clean = self.reader.images("clean", ids.shards, ids.places)
         keys = self.reader.keys(ids.shards, ids.places)
         passes = ids.passes.tolist()
         corrupted = None
-        if self.task.stores_corrupted:
+        if self.reader.stores_corrupted:
             corrupted = self.reader.images("corrupted", ids.shards, ids.places)
         if data.flips_and_rotations:
             turns = [
@@ -199,12 +199,12 @@ def _as_it_is(batch: Any) -> Any:  # what DataLoader declares, which has lists i
 
 
 def _to_tensor(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) to contiguous (N, 3, H, W)."""
+    """(N, H, W, C) to contiguous (N, C, H, W)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def _turned(images: np.ndarray, turns: Sequence[int]) -> np.ndarray:
-    """Each square image (N, H, H, 3) under one of the eight flips and rotations."""
+    """Each square image (N, H, H, C) under one of the eight flips and rotations."""
     turned = np.empty_like(images)
     for place, turn in enumerate(turns):
         rotated = np.rot90(images[place], turn % 4)

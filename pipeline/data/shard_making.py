@@ -12,19 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.artifacts import JSON
-from pipeline.corruptions.apply import corrupt_crop
+from pipeline.corruptions.apply import corrupt_crop, drawn
 from pipeline.corruptions.bicubic import modcrop
+from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.keyed import generator
 from pipeline.data.order import keyed_number, permute
+from pipeline.data.pairs import check_sizes, pair_crop
 from pipeline.data.rain_bank import open_layers
 from pipeline.data.shards import Format, ShardRecord, ShardWriter, shard_name, writing_shard
-from pipeline.data.source import (
-    SourceError,
-    SourceIndex,
-    UnreadablePhotograph,
-    check_bytes,
-    decode_photograph,
-)
+from pipeline.data.source import UnreadablePhotograph
+from pipeline.data.source_index import SourceIndex
 from pipeline.tasks import Task
 
 
@@ -104,13 +101,18 @@ def make_shard(
     with writing_shard(settings.folder, unit.name, image_format=settings.image_format) as writer:
         for number in _dealt(index, unit, settings):
             try:
-                image = _read(index, number, smallest_side=settings.crop_size)
+                photograph = _read(index, number, smallest_side=settings.crop_size)
+                image = with_channels(photograph, settings.task.channels)
+                partner = _read_partner(index, number, image, settings)
             except UnreadablePhotograph as reason:
                 record = {"path": index.name(number), "kind": reason.kind, "reason": str(reason)}
                 skipped.append(record)
             else:
                 for crop in range(settings.crops_per_image):
-                    _add_crop(writer, index, number, image, crop, settings, layers)
+                    if partner is None:
+                        _add_crop(writer, index, number, image, crop, settings, layers)
+                    else:
+                        _add_pair(writer, index, number, (image, partner), crop, settings)
             after_image()
         return writer.finish(skipped)
 
@@ -125,30 +127,27 @@ def _dealt(index: SourceIndex, unit: ShardUnit, settings: ShardSettings) -> list
 
 
 def _read(index: SourceIndex, number: int, *, smallest_side: int) -> np.ndarray:
-    """The photograph, if it is still the one that was listed and large enough for a crop.
-
-    A file that nobody may read is skipped, as a damaged one; any other failure of the disk passes
-    and must not decide what the shard holds.
-    """
-    path = index.path(number)
-    expected = int(index.sizes[number])
-    check_bytes(expected)
-    try:
-        data = path.read_bytes()
-    except PermissionError as error:
-        raise UnreadablePhotograph("permission denied") from error
-    except FileNotFoundError:
-        data = None
-    if data is None or len(data) != expected:
-        found = "is gone" if data is None else f"has {len(data)} bytes, {expected} when listed"
-        raise SourceError(f"{path}: {found}: the source changed")
-    image = decode_photograph(data)
+    """The photograph, if it is still the one that was listed and large enough for a crop."""
+    image = index.photograph(number)
     height, width = image.shape[:2]
     if min(height, width) < smallest_side:
         raise UnreadablePhotograph(
             f"smaller than a crop of {smallest_side} pixels ({width}×{height})"
         )
     return image
+
+
+def _read_partner(
+    index: SourceIndex, number: int, clean: np.ndarray, settings: ShardSettings
+) -> np.ndarray | None:
+    """The corrupted version that a source of real pairs has of the photograph."""
+    if index.corrupted is None:
+        return None
+    partner = int(index.partners[number])
+    corrupted = _read(index.corrupted, partner, smallest_side=settings.patch_size)
+    names = f"{index.place(number)} and {index.corrupted.place(partner)}"
+    check_sizes(clean, corrupted, scale=settings.task.scale, names=names)
+    return corrupted
 
 
 def _add_crop(
@@ -169,11 +168,12 @@ def _add_crop(
         scale * int(rng.integers(side // scale - settings.patch_size + 1))
         for side in image.shape[:2]
     )
-    images = {"clean": image[top : top + size, left : left + size]}
+    images, corruption = {"clean": image[top : top + size, left : left + size]}, task.corruption
     if task.stores_corrupted:
+        corruption = drawn(corruption, rng)
         images["clean"], images["corrupted"] = corrupt_crop(
             modcrop(image, scale),
-            task.corruption,
+            corruption,
             rng,
             top=top,
             left=left,
@@ -185,6 +185,35 @@ def _add_crop(
         "box": [top, left, size, size],  # top, left, height, width in the photograph
         "task": task.name,
         "seed": settings.seed,
-        "parameters": {"corruption": type(task.corruption).__name__, **asdict(task.corruption)},
+        "parameters": {"corruption": type(corruption).__name__, **asdict(corruption)},
     }
     writer.add(f"{key}-{crop}", images, description)
+
+
+def _add_pair(
+    writer: ShardWriter,
+    index: SourceIndex,
+    number: int,
+    pair: tuple[np.ndarray, np.ndarray],
+    crop: int,
+    settings: ShardSettings,
+) -> None:
+    """The same region of a clean photograph and of its corrupted version, as their files are."""
+    task, key = settings.task, index.key(number)
+    rng = generator("crop", settings.seed, key, task.name, crop)
+    clean, corrupted, place = pair_crop(
+        *pair, rng, scale=task.scale, patch_size=settings.patch_size
+    )
+    images = {"clean": clean, "corrupted": corrupted}
+    description: dict[str, JSON] = {
+        "source": index.name(number),
+        "box": [*(task.scale * each for each in place), *clean.shape[:2]],
+        "task": task.name,
+        "seed": settings.seed,
+        "parameters": {"corruption": "given"},
+    }
+    writer.add(
+        f"{key}-{crop}",
+        {name: with_channels(image, task.channels) for name, image in images.items()},
+        description,
+    )

@@ -1,5 +1,6 @@
 """Finished shards, read at random through memory maps. Never imports torch nor webdataset."""
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.artifacts import JSON
 from pipeline.data.shards import (
     BLOCK,
+    DESCRIPTION_BYTES,
     MAKE_AGAIN,
     NPY_HEADER_BYTES,
     ShardError,
@@ -38,8 +41,13 @@ class ShardReader:
     def counts(self) -> list[int]:
         return [record.samples for record in self.records]
 
+    @property
+    def stores_corrupted(self) -> bool:
+        """Whether the corrupted images are here; where not, noise is drawn on the clean ones."""
+        return any("corrupted" in record.images for record in self.records)
+
     def images(self, name: str, shards: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """(N, height, width, 3) uint8 of the samples at `places` of `shards`."""
+        """(N, height, width, channels) uint8 of the samples at `places` of `shards`."""
         gathered: np.ndarray | None = None
         for shard in np.unique(shards).tolist():
             here = np.flatnonzero(shards == shard)
@@ -53,6 +61,11 @@ class ShardReader:
     def keys(self, shards: np.ndarray, places: np.ndarray) -> list[str]:
         pairs = zip(shards.tolist(), places.tolist(), strict=True)
         return [self._mapped(shard).key(place) for shard, place in pairs]
+
+    def descriptions(self, shards: np.ndarray, places: np.ndarray) -> list[dict[str, JSON]]:
+        """The json of each sample."""
+        pairs = zip(shards.tolist(), places.tolist(), strict=True)
+        return [self._mapped(shard).description(place) for shard, place in pairs]
 
     def _mapped(self, shard: int) -> "_MappedShard":
         if shard not in self._maps:
@@ -108,7 +121,7 @@ class _MappedShard:
         self._columns = self._npy_columns() if record.samples and record.stride else {}
 
     def _npy_columns(self) -> dict[str, np.ndarray]:
-        """The pixels of every sample, (samples, height · width · 3), by image."""
+        """The pixels of every sample, (samples, height · width · channels), by image."""
         record = self._record
         assert record.stride is not None
         samples = self._bytes[record.first :][: record.samples * record.stride]
@@ -133,12 +146,22 @@ class _MappedShard:
         begin = self._begin(place)
         return self._bytes[begin : begin + 100].tobytes().partition(b".")[0].decode("ascii")
 
+    def description(self, place: int) -> dict[str, JSON]:
+        if self._offsets is None:
+            assert self._record.stride is not None
+            end = self._begin(place) + self._record.stride
+        else:
+            offset, size = self._offsets[place, -1].tolist()
+            end = offset + size + -size % BLOCK + BLOCK + DESCRIPTION_BYTES
+        return json.loads(self._bytes[end - DESCRIPTION_BYTES : end].tobytes())
+
     def images(self, name: str, places: np.ndarray) -> np.ndarray:
         shape = self._record.images[name]
         if self._offsets is None:
             return self._columns[name][places].reshape(-1, *shape)
         column = list(self._record.images).index(name)
-        return np.stack([self._png(place, column) for place in places.tolist()])
+        images = [self._png(place, column) for place in places.tolist()]
+        return np.stack(images).reshape(-1, *shape)
 
     def _png(self, place: int, column: int) -> np.ndarray:
         assert self._offsets is not None

@@ -1,11 +1,5 @@
-"""Photographs on disk: the index that lists them once, and the reader that decodes one.
+"""Decodes one photograph, whatever its format, or says why it can't."""
 
-`index.npy` is one structured row per photograph, sorted by key, memory-mapped by every worker;
-`paths.bin` holds the relative paths, each ended by a zero byte (`tr '\\0' '\\n' < paths.bin`).
-"""
-
-import hashlib
-import mmap
 import os
 import stat
 import struct
@@ -21,18 +15,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-INDEX_FILE = "index.npy"
-PATHS_FILE = "paths.bin"
-INDEX_ROW = np.dtype(
-    [
-        ("key", "<u8"),
-        ("size", "<i8"),  # bytes
-        ("path_offset", "<i8"),
-        ("path_bytes", "<i4"),
-        ("validation", "?"),
-    ],
-    align=True,
-)
 PHOTOGRAPH_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
@@ -61,7 +43,7 @@ _DAMAGED = (
 
 
 class SourceError(ValueError):
-    """A folder of photographs that can't be used; the message says why and what to do."""
+    """Photographs that can't be used as they are; the message says why and what to do."""
 
 
 class UnreadablePhotograph(ValueError):  # noqa: N818 - the name says what is wrong
@@ -71,55 +53,6 @@ class UnreadablePhotograph(ValueError):  # noqa: N818 - the name says what is wr
     @property
     def kind(self) -> str:
         return str(self).partition(" (")[0]
-
-
-def photograph_key(relative_path: bytes) -> int:
-    """The first 64 bits of the path's SHA-256: the same wherever and whenever it is listed."""
-    return int.from_bytes(hashlib.sha256(relative_path).digest()[:8])
-
-
-class SourceIndex:
-    """The photographs of a sealed source artifact, sorted by key, memory-mapped."""
-
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.root = root
-        self._rows = np.load(folder / INDEX_FILE, mmap_mode="r")
-        if self._rows.dtype != INDEX_ROW:
-            raise SourceError(f"{folder / INDEX_FILE}: not an index of this version; list it again")
-        with (folder / PATHS_FILE).open("rb") as file:
-            self._paths = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def keys(self) -> np.ndarray:
-        """(n,) uint64, ascending."""
-        return self._rows["key"]
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(n,) int64, in bytes, when they were listed."""
-        return self._rows["size"]
-
-    @property
-    def validation(self) -> np.ndarray:
-        """(n,) bool: which photographs never enter training."""
-        return self._rows["validation"]
-
-    def key(self, number: int) -> str:
-        return f"{int(self._rows['key'][number]):016x}"
-
-    def relative_path(self, number: int) -> bytes:
-        row = self._rows[number]
-        return self._paths[row["path_offset"] : row["path_offset"] + row["path_bytes"]]
-
-    def path(self, number: int) -> Path:
-        return self.root / os.fsdecode(self.relative_path(number))
-
-    def name(self, number: int) -> str:
-        """The relative path as text that any program can print and encode."""
-        return readable(self.relative_path(number))
 
 
 def readable(path: bytes) -> str:

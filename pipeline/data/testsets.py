@@ -6,8 +6,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ import numpy as np
 from pipeline.config import TestSetConfig
 from pipeline.corruptions.apply import corrupt
 from pipeline.corruptions.bicubic import modcrop
+from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.keyed import generator
+from pipeline.data.pairs import bare_name
 from pipeline.data.source import (
     PHOTOGRAPH_SUFFIXES,
-    SourceIndex,
     UnreadablePhotograph,
     read_photograph,
     readable,
 )
+from pipeline.data.source_index import SourceIndex
 from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ class TestSetError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One test image, both (height, width, 3) RGB.
+    """One test image, both (height, width, C): RGB, or grey for the tasks that are.
 
     `clean` is uint8. `corrupted` is uint8 too, or float32 in [0, 1] for drawn noise, which may
     leave that range where the task doesn't clip.
@@ -48,10 +51,19 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Picture:
+    place: str  # for messages
+    read: Callable[[], np.ndarray]
+
+    def __str__(self) -> str:
+        return self.place
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Item:
     name: str
-    clean: Path
-    corrupted: Path | None  # None: corrupted here, in the task's way
+    clean: _Picture
+    corrupted: _Picture | None  # None: corrupted here, in the task's way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +100,10 @@ class TestSet:
 
     def _read(self, item: _Item) -> Pair:
         scale = self.task.scale
-        clean = read_photograph(item.clean)
+        clean = with_channels(item.clean.read(), self.task.channels)
         if item.corrupted is not None:
-            corrupted = read_photograph(item.corrupted)
-            return Pair(
-                name=item.name, corrupted=corrupted, clean=self._fit(clean, corrupted, item)
-            )
+            given = with_channels(item.corrupted.read(), self.task.channels)
+            return Pair(name=item.name, corrupted=given, clean=self._fit(clean, given, item))
         clean = modcrop(clean, scale)
         if min(clean.shape[:2]) < SMALLEST_SIDE + 2 * (scale if scale > 1 else 0):
             raise UnreadablePhotograph(
@@ -159,19 +169,33 @@ def _validation_items(index: SourceIndex) -> list[_Item]:
         _Item(
             # The same stem twice: the relative path tells them apart.
             name=name.stem if stems[name.stem] == 1 else name.as_posix(),
-            clean=index.path(number),
-            corrupted=None,
+            clean=_indexed(index, number),
+            corrupted=(
+                _indexed(index.corrupted, int(index.partners[number]))
+                if index.corrupted is not None
+                else None
+            ),
         )
         for number, name in zip(numbers, names, strict=True)
     ]
     return sorted(items, key=lambda item: item.name)
 
 
+def _indexed(index: SourceIndex, number: int) -> _Picture:
+    return _Picture(place=index.place(number), read=partial(index.photograph, number))
+
+
+def _of_file(path: Path) -> _Picture:
+    return _Picture(place=str(path), read=partial(read_photograph, path))
+
+
 def _folder_items(path: str, corrupted: str | None, task: Task) -> list[_Item]:
     folder = Path(path).expanduser()
     clean = _images_of(folder)
     if corrupted is None:
-        return [_Item(name=stem, clean=image, corrupted=None) for stem, image in clean.items()]
+        return [
+            _Item(name=stem, clean=_of_file(image), corrupted=None) for stem, image in clean.items()
+        ]
     part = _folder_of_task(Path(corrupted).expanduser(), task)
     return _paired(clean, folder, _images_of(part), task)
 
@@ -230,20 +254,15 @@ def _paired(
             f"norain-001.png with rain-001.png, baby.png with babyx{max(task.scale, 2)}.png"
         )
     return [
-        _Item(name=name, clean=clean[name], corrupted=corrupted[name]) for name in sorted(clean)
+        _Item(name=name, clean=_of_file(clean[name]), corrupted=_of_file(corrupted[name]))
+        for name in sorted(clean)
     ]
-
-
-# How published benchmarks mark the two sides of a pair: norain-001 and rain-001 (Rain100L),
-# 1_GT and 1_in (Rain12), img_001_SRF_4_HR and img_001_SRF_4_LR (SelfExSR), babyx2 (Set5).
-_PREFIX = re.compile(r"^(no)?rain[-_](?=.)", re.IGNORECASE)
-_SUFFIX = re.compile(r"(?<=.)[-_](hr|lr|gt|in|clean|noisy|rainy|rain|norain)$", re.IGNORECASE)
 
 
 def _by_bare_name(images: Mapping[str, Path], task: Task) -> dict[str, Path]:
     bare: dict[str, Path] = {}
     for stem, path in images.items():
-        name = _SUFFIX.sub("", _PREFIX.sub("", stem))
+        name = bare_name(stem)
         if task.scale > 1:
             name = re.sub(rf"(?<=.)x{task.scale}$", "", name, flags=re.IGNORECASE)
         if name in bare:

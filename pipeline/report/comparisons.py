@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.pictures import most_different, png_uri, read_picture, thumbnail_uri
-from pipeline.report.verdict import MODELS, VERSIONS, headline_score, model_of, version_name
+from pipeline.report.verdict import (
+    MODELS,
+    VERSIONS,
+    headline_channel,
+    headline_score,
+    model_of,
+    version_name,
+)
 from pipeline.tasks import TASKS, Task
 
 # (pictures per task and test set, width, height of the crop): the first that fits the budget.
@@ -85,7 +92,7 @@ def _picture(comparison: Comparison, *, width: int, height: int) -> dict[str, An
         "width": crop_width,
         "height": crop_height,
         "chosen": f"where {VERSIONS[pair[0]]} and {VERSIONS[pair[1]]} differ most",
-        "channel": "Y" if headline_score(comparison.task) == "psnr_y" else "RGB",
+        "channel": headline_channel(comparison.task),
         "overview": thumbnail_uri(clean, min(240, full_width)),
         "frame": [
             100 * left / full_width,

@@ -125,17 +125,20 @@ def samples_section(corrupt: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     for name in (name for name in TASKS if name in of_task):
         manifest = of_task[name].manifest
         task = task_named(name, clip_noise=manifest.summary["clip"] is not False)
-        inputs, cleans = validation_samples(of_task[name].folder / "shards", task, SAMPLES)
-        sheet = contact_sheet(list(zip(inputs, cleans, strict=True)))
+        samples = validation_samples(of_task[name].folder / "shards", task, SAMPLES)
+        sheet = contact_sheet([(each.corrupted, each.clean) for each in samples])
         row = manifest.config["task"]
         drawn_with = [f"{key} {row[key]}" for key in row if key not in ("name", "corruption")]
+        shown = {key: [each.parameters[key] for each in samples] for key in samples[0].parameters}
         section.append(
             {
                 "title": task.title,
                 "parameters": ", ".join([row["corruption"], *drawn_with]),
-                "count": len(inputs),
-                "patch": inputs[0].shape[0],
-                "target": cleans[0].shape[0],
+                # What was drawn for each of them, from left to right.
+                "shown": {key: ", ".join(map(str, values)) for key, values in shown.items()},
+                "count": len(samples),
+                "patch": samples[0].corrupted.shape[0],
+                "target": samples[0].clean.shape[0],
                 "uri": png_uri(sheet),
                 "width": sheet.shape[1],
                 "height": sheet.shape[0],

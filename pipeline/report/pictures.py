@@ -56,7 +56,7 @@ def most_different(one: np.ndarray, other: np.ndarray, *, size: tuple[int, int])
 
 
 def contact_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(corrupted, clean) squares as one picture, RGBA: clean above, corrupted below.
+    """(corrupted, clean) squares, RGB or grey, as one picture, RGBA: clean above, corrupted below.
 
     A smaller corrupted image is shown in blocks, as many pixels as it has. Large samples are cut
     to their middle.

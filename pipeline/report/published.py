@@ -103,6 +103,6 @@ def _ours(
             about = "same photographs and protocol"
             line = ours.setdefault(model, {"name": name, "about": about, "cells": {}, "ours": True})
             line["cells"][(row.task, benchmark.name)] = _our_cell(
-                scores, channel=table.channel.lower(), with_ssim=with_ssim
+                scores, channel="y" if table.channel == "Y" else "rgb", with_ssim=with_ssim
             )
     return [ours[model] for model in MODELS if model in ours], reasons

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.tasks import TASKS, Bicubic, RainStreaks, Task
+from pipeline.tasks import (
+    TASKS,
+    Bicubic,
+    GaussianBlur,
+    GaussianNoise,
+    JpegCompression,
+    MotionBlur,
+    RainStreaks,
+    Task,
+)
 
 Scores = Mapping[str, float | None]  # psnr_rgb, psnr_y, ssim_rgb, ssim_y; None: equal images
 VERSIONS = {"corrupted": "Input", "dncnn": "DnCNN", "ipt": "IPT", "clean": "Clean"}  # of an image
@@ -65,7 +74,15 @@ def model_of(record: Mapping[str, Any]) -> str:
 
 def headline_score(task: Task) -> str:
     """The score that the literature compares this task by."""
-    return "psnr_y" if isinstance(task.corruption, Bicubic | RainStreaks) else "psnr_rgb"
+    is_on_luma = isinstance(task.corruption, Bicubic | RainStreaks | JpegCompression)
+    return "psnr_y" if is_on_luma else "psnr_rgb"
+
+
+def headline_channel(task: Task) -> str:
+    """What that score is of."""
+    if task.channels == 1:
+        return "grey"
+    return "Y" if headline_score(task) == "psnr_y" else "RGB"
 
 
 def corrupted_name(task: Task) -> str:
@@ -75,8 +92,14 @@ def corrupted_name(task: Task) -> str:
             return "bicubic upscaling"
         case RainStreaks():
             return "rainy input"
-        case _:
+        case GaussianNoise():
             return "noisy input"
+        case JpegCompression():
+            return "compressed input"
+        case GaussianBlur() | MotionBlur():
+            return "blurred input"
+        case _:
+            return "corrupted input"
 
 
 def version_name(key: str, task: Task) -> str:
@@ -177,7 +200,7 @@ def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
                 "images": row.images,
                 "skipped": row.skipped,
                 "sentence": sentence(row),
-                "channel": "Y" if name == "psnr_y" else "RGB",
+                "channel": headline_channel(task),
                 "dots": dots,
                 "lines": [
                     {

@@ -1,0 +1,290 @@
+"""How fast photographs become shards, what bounds it, and how much memory and disk it takes.
+
+    python -m benchmarks.corrupt --source FOLDER [--tasks sr2,derain] [--out corrupt.md]
+
+Rates are of CPU seconds, so that they hold for one free core; scaling is of wall-clock time.
+Every figure is the best of --repeats. Exit code 1 where a floor is missed.
+"""
+
+import argparse
+import cProfile
+import multiprocessing
+import os
+import pstats
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.data.worker_processes import THREAD_VARIABLES, single_threaded_children
+
+if __name__ == "__main__":  # numerical libraries read this when they are imported
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+
+from benchmarks.corrupt_samples import (
+    MEBIBYTE,
+    VALIDATION_IMAGES,
+    Listed,
+    Measured,
+    PoolRate,
+    grow_index,
+    list_source,
+    pool_rate,
+    shard_settings,
+    worker_peak,
+    write_rates,
+)
+from pipeline.cost import IMAGENET_PHOTOGRAPHS
+from pipeline.data.shard_making import ShardSettings, ShardUnit, make_shard, plan_shards
+from pipeline.data.source import UnreadablePhotograph, _decode_jpeg, decode_photograph
+from pipeline.data.source_index import SourceIndex
+from pipeline.tasks import TASKS
+
+CROPS = 8  # as in imagenet.yaml
+FORMATS = ("npy", "png")
+# Patches per second and core, with 8 crops from a photograph.
+FLOORS = {1: 1500.0, 4: 400.0}  # by scale
+LEAST_OF_DECODING = 0.5  # of what decoding alone would allow, for tasks of scale 1
+LEAST_SCALING = 1.8  # from one process to two
+MOST_MEMORY = 400 * MEBIBYTE
+MOST_GROWTH = 32 * MEBIBYTE  # of a worker's own memory, from this source to ImageNet's size
+STEPS = {"decoding": "photograph", "corrupting": "corrupt_crop", "writing": "add"}
+
+
+class Options(argparse.Namespace):
+    source: Path
+    tasks: str
+    repeats: int
+    scaling_task: str
+    out: Path | None
+    rates: Path | None
+
+
+def parse() -> Options:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, default=Path("data/imagenet/train"))
+    parser.add_argument("--tasks", default=",".join(TASKS), help="default: all")
+    parser.add_argument("--repeats", type=int, default=3, help="of each timing (default: 3)")
+    parser.add_argument("--scaling-task", default="sr2", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="a Markdown file for what is printed")
+    parser.add_argument("--rates", type=Path, help="a JSON file for the rates that `plan` reads")
+    return parser.parse_args(namespace=Options())
+
+
+def main() -> int:
+    options = parse()
+    if not options.source.is_dir():
+        print(f"corrupt: {options.source}: no such folder; --source FOLDER names photographs")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="ipt-corrupt-") as folder:
+        page, missed = measure(options, Path(folder))
+    print(page)
+    if options.out is not None:
+        options.out.write_text(page)
+    for each in missed:
+        print(each, file=sys.stderr)
+    return 1 if missed else 0
+
+
+def measure(options: Options, folder: Path) -> tuple[str, list[str]]:
+    """The page, and a sentence for each floor that was missed."""
+    # Here, because it imports torch, and workers import this file but must not import torch.
+    from benchmarks.measuring import circumstances, table
+
+    where = circumstances(machine())
+    source = list_source(options.source, folder)
+    decoded, decoding = measure_decoding(source.index, options.repeats)
+    print(decoding, flush=True)
+    rows, missed, measured = [], [], []
+    for name in options.tasks.split(","):
+        for image_format in FORMATS:
+            found = [
+                measure_task(source, folder, name, image_format, crops, options.repeats)
+                for crops in (CROPS, 1)
+            ]
+            rows.append(row_of(found, decoded, shares(source, folder, name, image_format)))
+            print(" | ".join(rows[-1]), flush=True)
+            measured.append(found)
+            missed += misses(found[0], decoded)
+    scaling, too_slow = measure_scaling(options.scaling_task, folder, source, options.repeats)
+    memory, too_much = measure_memory(folder, source)
+    missed += [*too_slow, *too_much]
+    if options.rates is not None:
+        write_rates(
+            options.rates, measured, f"python -m benchmarks.corrupt, {date.today()}, {machine()}"
+        )
+    header = [
+        "task",
+        "format",
+        "patches/s",
+        "of decoding",
+        "one crop each",
+        "bytes",
+        "time goes to",
+    ]
+    note = (
+        f"Patches per CPU second of one process, {CROPS} crops from a photograph; the share of "
+        "what decoding alone allows; patches with one crop from a photograph; bytes of a sample "
+        f"in its tar. Every timing is the best of {options.repeats}.\n\n"
+    )
+    parts = [f"# Corrupting\n\n{where}", decoding + "\n", note + table(header, rows)]
+    parts += [f"{each}\n" for each in (scaling, memory, *(f"Missed: {each}" for each in missed))]
+    return "\n".join(parts), missed
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}"
+
+
+def measure_decoding(index: SourceIndex, repeats: int) -> tuple[float, str]:
+    """Photographs per CPU second, reading included, and a sentence."""
+    photographs, fallbacks = 0, 0
+    for number in range(len(index)):
+        try:
+            data = index.read(number)
+            decode_photograph(data)
+        except UnreadablePhotograph:
+            continue
+        photographs += 1
+        fallbacks += not (data.startswith(b"\xff\xd8") and _decode_jpeg(data) is not None)
+    took = []
+    for _ in range(repeats):
+        began = time.process_time()
+        for number in range(len(index)):
+            try:
+                index.photograph(number)
+            except UnreadablePhotograph:
+                continue
+        took.append(time.process_time() - began)
+    rate = photographs / min(took)
+    mean = int(index.sizes.sum()) / len(index) / 1000
+    return rate, (
+        f"Decoding alone: {rate:.0f} photographs/s/core (simplejpeg; {fallbacks} of {photographs} "
+        f"fell back to Pillow), {mean:.0f} kB each."
+    )
+
+
+def measure_task(
+    source: Listed, folder: Path, name: str, image_format: str, crops: int, repeats: int
+) -> Measured:
+    """All photographs of training as one shard, by the function that workers call."""
+    settings, unit = whole_shard(source, folder, name, image_format, crops)
+    took = []
+    for _ in range(repeats):
+        began = time.process_time()
+        record = make_shard(settings, unit, after_image=lambda: None)
+        took.append(time.process_time() - began)
+    return Measured(
+        task=name,
+        format=image_format,
+        crops=crops,
+        samples=record.samples,
+        skipped=len(record.skipped),
+        seconds=min(took),
+        bytes=record.bytes,
+    )
+
+
+def whole_shard(
+    source: Listed, folder: Path, name: str, image_format: str, crops: int
+) -> tuple[ShardSettings, ShardUnit]:
+    settings = shard_settings(
+        source, folder / "shards", task=name, image_format=image_format, crops=crops
+    )
+    return settings, plan_shards(len(source.index), VALIDATION_IMAGES, settings)[0]
+
+
+def shares(source: Listed, folder: Path, name: str, image_format: str) -> dict[str, float]:
+    """Which part of the time each step takes, as a profiler sees it."""
+    settings, unit = whole_shard(source, folder, name, image_format, CROPS)
+    profile = cProfile.Profile()
+    profile.runcall(make_shard, settings, unit, after_image=lambda: None)
+    functions = pstats.Stats(profile).get_stats_profile().func_profiles
+    total = functions["make_shard"].cumtime
+    return {
+        step: functions[function].cumtime / total
+        for step, function in STEPS.items()
+        if function in functions
+    }
+
+
+def row_of(found: Sequence[Measured], decoded: float, steps: dict[str, float]) -> list[str]:
+    many, one = found
+    goes_to = ", ".join(f"{step} {share:.0%}" for step, share in steps.items())
+    return [
+        many.task,
+        many.format,
+        f"{many.rate:.0f}",
+        f"{many.rate / (decoded * CROPS):.0%}",
+        f"{one.rate:.0f}",
+        f"{many.bytes / many.samples:.0f}",
+        goes_to,
+    ]
+
+
+def misses(measured: Measured, decoded: float) -> Iterator[str]:
+    """What is below the floors; those of decoding are for npy, which writes without encoding."""
+    scale = TASKS[measured.task].scale
+    what = f"{measured.task} in {measured.format}: {measured.rate:.0f} patches/s/core"
+    floor = FLOORS.get(scale, FLOORS[4])
+    if measured.rate < floor:
+        yield f"{what}, below {floor:.0f}"
+    share = measured.rate / (decoded * CROPS)
+    if scale == 1 and measured.format == "npy" and share < LEAST_OF_DECODING:
+        yield f"{what}, {share:.0%} of what decoding alone allows, below {LEAST_OF_DECODING:.0%}"
+
+
+def measure_scaling(task: str, folder: Path, source: Listed, repeats: int) -> tuple[str, list[str]]:
+    """One worker and two in turn, so that what else the machine does hits both."""
+    rates: dict[int, list[PoolRate]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for workers, found in rates.items():
+            found.append(pool_rate(source, folder / "pool", task=task, workers=workers))
+    one, two = (max(each.by_clock for each in found) for found in rates.values())
+    alone, shared = (max(each.by_processor for each in found) for found in rates.values())
+    missed = []
+    if two / one < LEAST_SCALING:
+        missed.append(f"scaling from 1 to 2 processes: {two / one:.2f}, below {LEAST_SCALING}")
+    return (
+        f"{task} by the stage's pool, by the clock: {one:.0f} patches/s with one worker process, "
+        f"{two:.0f} with two: {two / one:.2f} times as many. By CPU seconds, which other programs "
+        f"on the machine don't take away: {2 * shared / alone:.2f} times as many."
+    ), missed
+
+
+def measure_memory(folder: Path, source: Listed) -> tuple[str, list[str]]:
+    """The peak of a worker, for this source and for one of ImageNet's size."""
+    settings = shard_settings(
+        source, folder / "shards", task="sr4", image_format="npy", crops=CROPS
+    )
+    grow_index(source.artifact.folder, folder / "grown", IMAGENET_PHOTOGRAPHS)
+    peaks = []
+    for index_folder in (settings.index_folder, folder / "grown"):
+        context = multiprocessing.get_context("spawn")
+        with single_threaded_children(), ProcessPoolExecutor(1, mp_context=context) as pool:
+            of_index = replace(settings, index_folder=index_folder)
+            peaks.append(pool.submit(worker_peak, of_index).result())
+    small, large = peaks
+    growth = large.own - small.own
+    missed = []
+    if large.resident > MOST_MEMORY:
+        missed.append(f"a worker's memory: {large}, above {MOST_MEMORY / MEBIBYTE:.0f} MiB")
+    if growth > MOST_GROWTH:
+        missed.append(f"a worker's own memory grows by {growth / MEBIBYTE:.0f} MiB with the source")
+    return (
+        f"A worker's peak (sr4, {len(source.index)} photographs): {small}; with an index of "
+        f"{IMAGENET_PHOTOGRAPHS:,}: {large}. The index is a mapped file, shared by all workers."
+    ), missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

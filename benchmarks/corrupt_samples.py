@@ -1,0 +1,209 @@
+"""What the benchmark of corrupting works on: a listed source, one as large as ImageNet, and workers
+that watch their memory. Never imports torch, because workers import it."""
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.artifacts import Artifact, seal
+from pipeline.config import CorruptConfig, Runtime, SourceConfig
+from pipeline.corruptions.keyed import generator
+from pipeline.corruptions.rain import render_layer
+from pipeline.cost import FormatRates, TaskRates
+from pipeline.data.shard_making import ShardSettings, ShardUnit, make_shard
+from pipeline.data.source_index import INDEX_FILE, PATHS_FILE, SourceIndex
+from pipeline.graph import Job, Stage
+from pipeline.tasks import TASKS
+from stages.corrupt import corrupt_stage
+from stages.source import source_stage
+
+MEBIBYTE = 2**20
+PATCH_SIZE = 48
+LARGEST_CROP = 192
+VALIDATION_IMAGES = 8
+LAYERS, LAYER_SIZE = 8, 512
+WATCHED_IMAGES = 128  # of a worker whose memory is watched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """The photographs, listed by the real stage."""
+
+    stage: Stage
+    artifact: Artifact
+    root: Path
+    rain_layers: Path
+
+    @property
+    def index(self) -> SourceIndex:
+        return SourceIndex(self.artifact.folder, self.root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The most memory that a worker took, in bytes."""
+
+    resident: int  # pages of mapped files included
+    proportional: int  # a page that several processes share counts in parts
+    own: int  # not of any file
+
+    def __str__(self) -> str:
+        sizes = (f"{each / MEBIBYTE:.0f}" for each in (self.resident, self.proportional, self.own))
+        return "{} MiB resident, {} MiB proportional, {} MiB of it its own".format(*sizes)
+
+
+def list_source(photographs: Path, folder: Path) -> Listed:
+    stage = source_stage(
+        "x",
+        SourceConfig(path=str(photographs.absolute()), validation_images=VALIDATION_IMAGES),
+        seed=0,
+        largest_crop=LARGEST_CROP,
+    )
+    target = folder / "source"
+    target.mkdir()
+    job = Job(config=stage.config, fingerprint="", folder=target, inputs={}, runtime=Runtime())
+    artifact = seal(
+        target,
+        stage=stage.name,
+        version=stage.version,
+        fingerprint="",
+        config={},
+        inputs={},
+        summary=stage.run(job) or {},
+        seconds=0,
+    )
+    (folder / "rain").mkdir()
+    layers = [
+        render_layer(generator(0, "benchmark", number), LAYER_SIZE, "light")
+        for number in range(LAYERS)
+    ]
+    np.save(folder / "rain" / "layers.npy", np.stack(layers))
+    root = photographs.absolute()
+    return Listed(stage=stage, artifact=artifact, root=root, rain_layers=folder / "rain")
+
+
+def shard_settings(
+    source: Listed, folder: Path, *, task: str, image_format: str, crops: int
+) -> ShardSettings:
+    """All photographs of training in one shard."""
+    folder.mkdir(exist_ok=True)
+    return ShardSettings(
+        folder=folder,
+        index_folder=source.artifact.folder,
+        root=source.root,
+        rain_layers=source.rain_layers if TASKS[task].needs_rain_layers else None,
+        task=TASKS[task],
+        seed=0,
+        crops_per_image=crops,
+        patch_size=PATCH_SIZE,
+        samples_per_shard=2**30,
+        image_format=image_format,  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    task: str
+    format: str
+    crops: int
+    samples: int
+    skipped: int
+    seconds: float  # of CPU
+    bytes: int
+
+    @property
+    def rate(self) -> float:
+        return self.samples / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolRate:
+    by_clock: float  # patches per second, without the time that the pool takes to start
+    by_processor: float  # patches per CPU second, that time included
+
+
+def pool_rate(source: Listed, folder: Path, *, task: str, workers: int) -> PoolRate:
+    """How fast the stage itself is."""
+    crops = 64
+    config = CorruptConfig(crops_per_image=crops, samples_per_shard=8 * crops)
+    stage = corrupt_stage(
+        TASKS[task], config, seed=0, source_name="x", source=source.stage, rain_layers=None
+    )
+    folder.mkdir()
+    seen: list[tuple[float, int]] = []
+    job = Job(
+        config=stage.config,
+        fingerprint="",
+        folder=folder,
+        inputs={"source": source.artifact},
+        runtime=Runtime(workers=workers),
+        progress=lambda done, total, note="": seen.append((time.perf_counter(), done)),
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    stage.run(job)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shutil.rmtree(folder)
+    (began, first), (ended, last) = next(each for each in seen if each[1]), seen[-1]
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return PoolRate(by_clock=(last - first) / (ended - began), by_processor=last / used)
+
+
+def grow_index(folder: Path, target: Path, count: int) -> None:
+    """An index of `count` photographs, each row of it with a path of its own in `paths.bin`, that
+    leads to one of the photographs of the index in `folder`."""
+    shutil.copytree(folder, target)
+    rows = np.load(folder / INDEX_FILE)
+    paths = (folder / PATHS_FILE).read_bytes()
+    times = -(-count // len(rows))
+    grown = np.tile(rows, times)
+    grown["path_offset"] += np.repeat(np.arange(times) * len(paths), len(rows))
+    grown["key"] = np.sort(np.random.default_rng(0).integers(0, 2**63, len(grown), np.uint64))
+    np.save(target / INDEX_FILE, grown[:count])
+    (target / PATHS_FILE).write_bytes(paths * times)
+
+
+def worker_peak(settings: ShardSettings) -> Peak:
+    """The peak while a shard of WATCHED_IMAGES photographs is made, in this process."""
+    peaks = {"Rss": 0, "Pss": 0, "Anonymous": 0}
+
+    def watch() -> None:
+        for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in peaks:
+                peaks[name] = max(peaks[name], int(value.split()[0]) * 1024)
+
+    unit = ShardUnit(split="train", number=0, first=0, end=WATCHED_IMAGES)
+    make_shard(settings, unit, after_image=watch)
+    status = Path("/proc/self/status").read_text().splitlines()
+    (highest,) = (int(each.split()[1]) * 1024 for each in status if each.startswith("VmHWM:"))
+    return Peak(resident=highest, proportional=peaks["Pss"], own=peaks["Anonymous"])
+
+
+def write_rates(path: Path, measured: Sequence[Sequence[Measured]], measured_by: str) -> None:
+    """What a photograph and what a patch costs: the difference of eight crops and of one."""
+    tasks: dict[str, TaskRates] = {}
+    for many, one in measured:
+        photographs = one.samples
+        patch_seconds = (many.seconds - one.seconds) / (many.samples - one.samples)
+        known = tasks.get(many.task)
+        formats = dict(known.formats) if known else {}
+        formats[many.format] = FormatRates(
+            patch_seconds=float(f"{patch_seconds:.3g}"),
+            patch_bytes=round(many.bytes / many.samples),
+        )
+        image_seconds = one.seconds / photographs - patch_seconds
+        if known is not None:  # reading and decoding cost the same whatever is written
+            image_seconds = min(image_seconds, known.image_seconds)
+        tasks[many.task] = TaskRates(image_seconds=float(f"{image_seconds:.3g}"), formats=formats)
+    record = {
+        "measured": measured_by,
+        "patch_size": PATCH_SIZE,
+        "tasks": {name: asdict(each) for name, each in tasks.items()},
+    }
+    path.write_text(json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,0 +1,214 @@
+"""Kills runs of the corrupt stages with SIGKILL at random moments, and compares what they end with.
+
+    python -m benchmarks.kill_corrupt [--kills 50] [--out kill_corrupt.md]
+
+A run that comes to its end is compared with one that was never disturbed, and another begins.
+Exit code 1 where a hash differs, or a finished shard was made again.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.artifacts import open_artifact, verify
+
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOGRAPHS = ROOT / "pipeline" / "assets" / "photos"
+COPIES = 6  # of each photograph, under another name
+WORKERS = 2
+LONGEST_SECONDS = 6.0  # from the start of a run to its end by SIGKILL
+CONFIG = """
+name: killed
+sources: {{photos: {{path: "{photographs}", validation_images: 1}}}}
+corrupt: {{crops_per_image: 96, samples_per_shard: 192}}
+rain_layers: {{layers: 4, size: 128}}
+pretrain: {{tasks: [sr2, sr4, derain], samples: 256}}
+runtime: {{runs: "{runs}", workers: {workers}}}
+"""
+
+
+class KillFailure(Exception):  # noqa: N818
+    """What was made is not what it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    after_seconds: float
+    stage: str  # that was being made
+    finished: int  # shards, of all stages
+    in_flight: int  # shards that were begun and must be made again
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, help="a Markdown file for what is printed")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ipt-kill-") as folder:
+        try:
+            kills, ends, shards = kill_and_compare(Path(folder), options.kills, options.seed)
+        except KillFailure as failure:
+            print(failure, file=sys.stderr)
+            return 1
+    page = page_of(kills, ends, shards)
+    print(page)
+    if options.out is not None:
+        options.out.write_text(page)
+    return 0
+
+
+def kill_and_compare(folder: Path, count: int, seed: int) -> tuple[list[Kill], int, int]:
+    """The kills, how often a run came to its end, and how many shards each has.
+
+    Raises KillFailure where they differ, or a shard that was finished has been made again.
+    """
+    photographs = write_photographs(folder / "photographs")
+    expected = undisturbed(folder / "undisturbed", photographs)
+    moments = random.Random(seed)
+    runs = folder / "killed"
+    kills: list[Kill] = []
+    ends = 0
+    kept: dict[Path, int] = {}
+    while len(kills) < count or kept:
+        seconds = moments.uniform(0.2, LONGEST_SECONDS) if len(kills) < count else None
+        process = start(runs, photographs)
+        ended = wait_or_kill(process, seconds)
+        check_untouched(kept)
+        if ended:
+            compare(runs, expected)
+            shutil.rmtree(runs)
+            ends, kept = ends + 1, {}
+            continue
+        assert seconds is not None
+        kept = finished_shards(runs)
+        kills.append(
+            Kill(
+                after_seconds=seconds,
+                stage=stage_in_the_making(runs),
+                finished=len(kept),
+                in_flight=len(list(runs.glob("*/*/*/shards/.*.tmp"))),
+            )
+        )
+    return kills, ends, len(expected)
+
+
+def write_photographs(folder: Path) -> Path:
+    folder.mkdir()
+    for path in PHOTOGRAPHS.iterdir():
+        if path.suffix in (".png", ".jpg"):
+            for number in range(COPIES):
+                shutil.copy(path, folder / f"{number}-{path.name}")
+    return folder
+
+
+def start(runs: Path, photographs: Path) -> "subprocess.Popen[bytes]":
+    runs.mkdir(exist_ok=True)
+    config = runs / "config.yaml"
+    config.write_text(CONFIG.format(photographs=photographs, runs=runs, workers=WORKERS))
+    command = [sys.executable, "-m", "launch", "run", str(config), "--before", "pretrain"]
+    # A group of its own, so that workers are killed at the same moment.
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+def wait_or_kill(process: "subprocess.Popen[bytes]", seconds: float | None) -> bool:
+    """Whether it came to its end first."""
+    try:
+        code = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+    if code != 0:
+        raise KillFailure(f"a run that was killed before ended with exit code {code}")
+    return True
+
+
+def undisturbed(runs: Path, photographs: Path) -> dict[str, str]:
+    wait_or_kill(start(runs, photographs), None)
+    return hashes(runs)
+
+
+def hashes(runs: Path) -> dict[str, str]:
+    """SHA-256 of every file that was sealed, by its place, and a check that it is as sealed."""
+    found = {}
+    for manifest in sorted(runs.glob("*/*/*/manifest.json")):
+        artifact = open_artifact(manifest.parent)
+        assert artifact is not None
+        if problems := verify(artifact):
+            raise KillFailure("\n".join(problems))
+        for file in artifact.manifest.files:
+            # Records have the seconds that a shard took.
+            if not file.path.startswith("shards/") or file.path.endswith(".tar"):
+                found[str(manifest.parent.relative_to(runs) / file.path)] = file.sha256
+    return found
+
+
+def compare(runs: Path, expected: dict[str, str]) -> None:
+    found = hashes(runs)
+    differing = sorted(
+        {path for path, _ in set(found.items()).symmetric_difference(expected.items())}
+    )
+    if differing:
+        raise KillFailure(f"{len(differing)} files differ from the undisturbed run: {differing[0]}")
+
+
+def finished_shards(runs: Path) -> dict[Path, int]:
+    """When each shard was written that has its record."""
+    records = runs.glob("*/*/*/shards/*.json")
+    tars = [path.with_suffix(".tar") for path in records if not path.name.startswith(".")]
+    return {tar: tar.stat().st_mtime_ns for tar in tars}
+
+
+def check_untouched(kept: dict[Path, int]) -> None:
+    for tar, written in kept.items():
+        if tar.stat().st_mtime_ns != written:
+            raise KillFailure(f"{tar}: was finished before the kill, and made again after it")
+
+
+def stage_in_the_making(runs: Path) -> str:
+    unsealed = [
+        path.parent
+        for path in sorted(runs.glob("*/*/*/.lock"), key=lambda each: each.stat().st_mtime)
+        if not (path.parent / "manifest.json").exists()
+    ]
+    return unsealed[-1].parent.name if unsealed else "none"
+
+
+def page_of(kills: Sequence[Kill], ends: int, shards: int) -> str:
+    return "\n".join(lines_of(kills, ends, shards)) + "\n"
+
+
+def lines_of(kills: Sequence[Kill], ends: int, shards: int) -> Iterator[str]:
+    yield "# Corrupting, killed\n"
+    yield f"`python -m benchmarks.kill_corrupt --kills {len(kills)}`\n"
+    yield f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {WORKERS} workers\n"
+    yield (
+        f"{len(kills)} times SIGKILL to the whole process group. {ends} runs came to their end, "
+        f"each with the same SHA-256 for its {shards} files as a run that was never disturbed; "
+        "no shard that was finished was made again, and at most "
+        f"{max(each.in_flight for each in kills)} at a time were in flight.\n"
+    )
+    yield "| kill | after s | stage | shards finished | in flight |"
+    yield "| --- | --- | --- | --- | --- |"
+    for number, kill in enumerate(kills, 1):
+        yield (
+            f"| {number} | {kill.after_seconds:.2f} | {kill.stage} | {kill.finished} "
+            f"| {kill.in_flight} |"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""JPEG artefacts: libjpeg's, so that grey images equal what MATLAB's `imwrite` makes of them."""
+
+# H W height and width, C channels; images are (H, W, C) uint8, grey or RGB.
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+# Colour at half the resolution comes in squares of 16 pixels; decoding looks one of them further.
+SQUARE = 16
+
+
+def compress_region(
+    image: NDArray[np.uint8], quality: int, *, rows: tuple[int, int], columns: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """What `rows`, `columns` (start, stop) of the whole image look like once it is compressed.
+
+    Only the squares in and around the region are compressed, in the grid of the whole image: every
+    square is coded by itself, so the pixels are the same. `quality` is libjpeg's, 1..100.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"JPEG quality {quality} is not in 1..100")
+    top, left = (max(0, start // SQUARE - 1) * SQUARE for start, _ in (rows, columns))
+    bottom, right = (-(-stop // SQUARE) * SQUARE + SQUARE for _, stop in (rows, columns))
+    squares = image[top:bottom, left:right]
+    content = BytesIO()
+    grey = squares.shape[2] == 1
+    Image.fromarray(squares[:, :, 0] if grey else squares).save(
+        content, "JPEG", quality=quality, subsampling="4:2:0"
+    )
+    decoded = np.asarray(Image.open(content)).reshape(squares.shape)
+    return decoded[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]

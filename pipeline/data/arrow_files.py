@@ -1,0 +1,165 @@
+"""Finds the photographs in parquet files and Hugging Face datasets: their encoded bytes lie in
+Arrow files in the cache of the `datasets` library, which are read like tars from then on."""
+
+import mmap
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.data.containers import container_at
+from pipeline.data.listing import Listing
+from pipeline.data.source import SourceError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+_GATED = "is a gated dataset"  # all that is left of the Hub's answer in some of the errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cached:
+    """What must be known of a table to read its files without it: it maps them into memory."""
+
+    features: "datasets.Features"
+    files: list[Path]
+    rows: int
+
+    @classmethod
+    def of(cls, table: "datasets.Dataset") -> "_Cached":
+        files = [Path(each["filename"]) for each in table.cache_files]
+        return cls(features=table.features, files=files, rows=len(table))
+
+
+def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
+    """Add the photographs in parquet files, each named `<file>/<row>/<its own name>`."""
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    names = [os.fsencode(path.name) for path in paths]
+    if len(set(names)) < len(names):
+        raise SourceError(
+            f"{paths[0].parent}: two parquet files have the same name, which is part of the keys "
+            "of the photographs in them; rename one"
+        )
+    try:
+        rows = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
+        cached = _Cached.of(
+            datasets.load_dataset(
+                "parquet", data_files=list(map(str, paths)), split="train", keep_in_memory=False
+            )
+        )
+    except (pyarrow.ArrowInvalid, datasets.exceptions.DatasetGenerationError) as error:
+        where = ", ".join(map(str, paths[:3]))
+        raise SourceError(f"{where}: {_one_line(error)}; repair or replace the file") from error
+    _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))
+
+
+def list_dataset(listing: Listing, dataset: str, split: str) -> None:
+    """Add the photographs of a dataset of the Hub, or of a folder that is one, each named
+    `<split>/<row>/<its own name>`."""
+    import datasets
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        cached = _Cached.of(datasets.load_dataset(dataset, split=split, keep_in_memory=False))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if any(isinstance(each, GatedRepoError) for each in _causes(error)) or _GATED in str(error):
+            raise SourceError(
+                f"hf:{dataset}: a gated dataset. Two steps: accept its terms on "
+                f"{datasets.config.HF_ENDPOINT}/datasets/{dataset}, then log in here with "
+                "`hf auth login`; and run the same command again"
+            ) from error
+        raise SourceError(f"hf:{dataset}@{split}: can't be loaded: {_one_line(error)}") from error
+    _list_cached(listing, cached, [(split.encode(), cached.rows)], f"hf:{dataset}@{split}")
+
+
+def _list_cached(
+    listing: Listing, cached: _Cached, parts: list[tuple[bytes, int]], where: str
+) -> None:
+    """`parts`: the name and the rows of each part of the table, one after the other."""
+    column = _image_column(cached.features, where)
+    numbered = ((name, row) for name, rows in parts for row in range(rows))
+    for file in cached.files:
+        listing.containers.append(container_at(file))
+        for offset, size, own_name in _images(file, column):
+            part, row = next(numbered)
+            name = b"/".join([part, b"%d" % row, *([own_name] if own_name else [])])
+            if offset is None:
+                listing.refuse(name, "no bytes in the dataset (a path, or nothing)")
+            else:
+                listing.add(name, size, offset=offset)
+    assert next(numbered, None) is None, f"{where}: rows that no Arrow file has"
+
+
+def _image_column(features: "datasets.Features", where: str) -> str:
+    images = [name for name, feature in features.items() if _is_image(feature)]
+    if len(images) != 1:
+        found = (
+            f"the columns {' and '.join(images)} are images" if images else "no column of images"
+        )
+        raise SourceError(
+            f"{where}: {found}; one is needed. The columns are {', '.join(features)}: make a "
+            "dataset with one column of the type datasets.Image"
+        )
+    return images[0]
+
+
+def _is_image(feature: object) -> bool:
+    import datasets
+
+    if isinstance(feature, dict):  # parquet files that don't say what their columns are
+        contents = getattr(feature.get("bytes"), "dtype", None)
+        return feature.keys() == {"bytes", "path"} and contents in ("binary", "large_binary")
+    return isinstance(feature, datasets.Image)
+
+
+def _images(file: Path, column: str) -> Iterator[tuple[int | None, int, bytes]]:
+    """(first byte in the file, bytes, name) of every row; the first byte is None without bytes."""
+    import pyarrow
+
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        whole = pyarrow.py_buffer(mapped)
+        with pyarrow.ipc.open_stream(whole) as batches:
+            for batch in batches:
+                # What was touched so far would count as this process's memory.
+                mapped.madvise(mmap.MADV_DONTNEED)
+                images = batch.column(batch.schema.get_field_index(column))
+                contents, names = images.field("bytes"), images.field("path").to_pylist()
+                # The images themselves stay where they are in the file: only offsets are read.
+                starts = _starts(contents)
+                data = contents.buffers()[2]
+                first = data.address - whole.address if data else 0
+                assert 0 <= first <= len(mapped) - int(starts[-1]), f"{file}: not as it is mapped"
+                missing = contents.is_null().to_numpy(zero_copy_only=False)
+                for row, name in enumerate(names):
+                    size = int(starts[row + 1] - starts[row])
+                    # The name alone: its folder is of the machine that made the dataset.
+                    own_name = os.fsencode(re.split(r"[/\\]", name or "")[-1])
+                    yield (None if missing[row] else first + int(starts[row])), size, own_name
+
+
+def _starts(contents: "pyarrow.Array") -> np.ndarray:
+    """(rows + 1,): where each row begins in the buffer of all of them."""
+    import pyarrow
+
+    kind = np.int64 if pyarrow.types.is_large_binary(contents.type) else np.int32
+    offsets = np.frombuffer(contents.buffers()[1], dtype=kind)
+    return offsets[contents.offset :][: len(contents) + 1]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

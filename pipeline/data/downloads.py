@@ -1,0 +1,130 @@
+"""Brings files from web servers, each once and whole, or says why not."""
+
+import base64
+import binascii
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from http.client import HTTPException, HTTPMessage
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+from pipeline.data.listing import replacing
+from pipeline.data.source import SourceError
+
+logger = logging.getLogger(__name__)
+
+DOWNLOADS_FOLDER = "downloads"
+ATTEMPTS = 5
+BACKOFF_SECONDS = 2.0  # before the second attempt; doubled before each further one
+SILENCE_SECONDS = 60.0  # after which a connection counts as broken
+CHUNK = 2**20
+# Worth another attempt: the server is busy or broken, not unwilling.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_BROKEN = (OSError, HTTPException)  # URLError and timeouts are OSErrors
+
+
+class _BrokenOff(Exception):  # noqa: N818 - an attempt, not the download
+    """An attempt that may do better when made again."""
+
+
+def download(urls: Sequence[str], folder: Path, *, progress: Callable[[int], None]) -> list[Path]:
+    """The files of `urls` below `folder`; those that are there from an earlier run stay.
+
+    A file is there under its name only if it has every byte that the server announced, and the
+    checksum if it announced one. What other addresses left in `folder` is deleted.
+    """
+    paths = [_path_of(url, folder) for url in urls]
+    for left in sorted(folder.glob("*/*")):
+        if left not in paths:
+            left.unlink()
+    for number, (url, path) in enumerate(zip(urls, paths, strict=True)):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(url, path)
+        progress(number + 1)
+    return paths
+
+
+def _path_of(url: str, folder: Path) -> Path:
+    """A folder for each place on the web, so that equal names in two places are two files."""
+    parts = urlsplit(url)
+    place, _, name = parts.path.rpartition("/")
+    digest = hashlib.sha256(f"{parts.scheme}://{parts.netloc}{place}?{parts.query}".encode())
+    return folder / digest.hexdigest()[:12] / unquote(name).replace("/", "_")
+
+
+def _fetch(url: str, path: Path) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            _attempt(url, path)
+            return
+        except _BrokenOff as error:
+            if attempt + 1 == ATTEMPTS:
+                raise SourceError(
+                    f"{url}: {error}; {ATTEMPTS} attempts failed. Files that are complete are "
+                    "kept; run the same command again once the server can be reached"
+                ) from error
+            seconds = BACKOFF_SECONDS * 2**attempt
+            logger.warning("%s: %s; again in %.0f s", url, error, seconds)
+            time.sleep(seconds)
+
+
+def _attempt(url: str, path: Path) -> None:
+    with replacing(path) as file:
+        for chunk in _checked_chunks(url):
+            file.write(chunk)
+
+
+def _checked_chunks(url: str) -> Iterator[bytes]:
+    """The content; raises _BrokenOff at its end where it isn't what the server announced."""
+    # Compressed on the way, its length and checksum would be those of something else.
+    request = Request(url, headers={"Accept-Encoding": "identity"})
+    try:
+        response = urlopen(request, timeout=SILENCE_SECONDS)
+    except HTTPError as error:
+        what = f"the server answers {error.code} ({error.reason})"
+        if error.code in _PASSING:
+            raise _BrokenOff(what) from error
+        raise SourceError(f"{url}: {what}; check the address and your right to read it") from error
+    except _BROKEN as error:
+        raise _BrokenOff(f"can't be reached ({error})") from error
+    with response:
+        announced = response.headers.get("Content-Length")
+        algorithm, checksum = _announced_checksum(response.headers)
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        received = 0
+        while True:
+            try:
+                chunk = response.read(CHUNK)
+            except _BROKEN as error:
+                raise _BrokenOff(f"broke off after {received:,} bytes ({error})") from error
+            if not chunk:
+                break
+            received += len(chunk)
+            digest.update(chunk)
+            yield chunk
+    if announced is not None and received != int(announced):
+        raise _BrokenOff(f"broke off after {received:,} of {int(announced):,} bytes")
+    if checksum is not None and digest.digest() != checksum:
+        raise _BrokenOff(f"damaged on the way (its {algorithm} is not the announced one)")
+
+
+def _announced_checksum(headers: HTTPMessage) -> tuple[str, bytes | None]:
+    """(algorithm, digest) as RFC 9530, RFC 3230, Google or RFC 1864 have it, in this order."""
+    fields = [("sha256", "sha-256=", each) for each in headers.get_all("Repr-Digest", [])]
+    fields += [("sha256", "sha-256=", each) for each in headers.get_all("Digest", [])]
+    fields += [("md5", "md5=", each) for each in headers.get_all("X-Goog-Hash", [])]
+    fields += [("md5", "", each) for each in headers.get_all("Content-MD5", [])]
+    for algorithm, start, field in fields:
+        for value in map(str.strip, field.split(",")):
+            if value.lower().startswith(start):
+                with suppress(binascii.Error):
+                    checksum = base64.b64decode(value[len(start) :].strip(":"))
+                    if len(checksum) == hashlib.new(algorithm, usedforsecurity=False).digest_size:
+                        return algorithm, checksum
+    return "sha256", None

@@ -1,0 +1,83 @@
+"""Finds the photographs in tars, which stay as they are: each is read where it lies."""
+
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.data.containers import container_at
+from pipeline.data.listing import Listing, is_photograph
+from pipeline.data.source import SourceError
+
+BLOCK = tarfile.BLOCKSIZE
+PADDING = 2**24  # at most, after the end mark; tar itself pads to 10,240 bytes
+
+
+def list_tars(listing: Listing, paths: Sequence[Path], *, beside: Path | None = None) -> None:
+    """Add the photographs in every tar, each named `<tar>/<member>`.
+
+    `beside` is the folder of the index, where the tars lie in it. What a damaged tar still holds
+    is listed, and what it lost is named in `listing.unreadable`.
+    """
+    names: dict[str, Path] = {}
+    for path in paths:
+        if path.name in names:
+            raise SourceError(
+                f"{names[path.name]} and {path} have the same name, which is part of the keys of "
+                "the photographs in them; rename one"
+            )
+        names[path.name] = path
+    for path in paths:
+        stored_as = str(path.relative_to(beside)) if beside else None
+        listing.containers.append(container_at(path, stored_as=stored_as))
+        with path.open("rb") as file:
+            _list_tar(listing, path, file.fileno())
+
+
+def _list_tar(listing: Listing, path: Path, descriptor: int) -> None:
+    name = os.fsencode(path.name)
+    size = listing.containers[-1].bytes
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                # It would grow with the tar.
+                tar.members.clear()  # type: ignore[attr-defined]
+                _add(listing, name, member, size)
+            end = tar.offset
+    except tarfile.TarError as error:
+        listing.refuse(name, f"damaged tar ({_reason(error, path)})")
+        return
+    # tarfile takes a damaged header, and the first empty block, for the end of the tar.
+    tail = os.pread(descriptor, PADDING, end)
+    if len(tail) < BLOCK:
+        listing.refuse(name, f"truncated tar (no end mark at byte {end:,})")
+    elif any(tail[:BLOCK]):
+        listing.refuse(name, f"damaged tar (header at byte {end:,}; what follows it is lost)")
+    elif size - end > PADDING or any(tail):
+        listing.refuse(name, f"damaged tar (what follows its end mark at byte {end:,} is lost)")
+
+
+def _reason(error: tarfile.TarError, path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(2)
+    return "it is compressed, unpack it first" if start == b"\x1f\x8b" else str(error)
+
+
+def _add(listing: Listing, tar: bytes, member: tarfile.TarInfo, tar_bytes: int) -> None:
+    if member.isdir():
+        return
+    path = member.name.encode("utf-8", "surrogateescape").removeprefix(b"./").lstrip(b"/")
+    if any(part.startswith(b".") for part in path.split(b"/")):
+        return  # hidden, as in a folder
+    name = tar + b"/" + path
+    if not is_photograph(path):
+        listing.other_files += 1
+    elif not member.isfile() or member.issparse():
+        listing.refuse(name, "not a plain file (a link or a sparse file in a tar)")
+    elif member.offset_data + member.size > tar_bytes:
+        listing.refuse(
+            name,
+            f"truncated (the tar has {tar_bytes - member.offset_data:,} of {member.size:,} bytes)",
+        )
+    else:
+        listing.add(name, member.size, offset=member.offset_data)

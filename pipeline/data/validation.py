@@ -1,0 +1,113 @@
+"""Decides which photographs never enter training, and what a source is to its dependents."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.listing import save_rows
+from pipeline.data.order import keyed_number, mix
+from pipeline.data.source import SourceError, UnreadablePhotograph
+from pipeline.data.source_index import INDEX_FILE, SourceIndex
+
+
+def choose_validation(
+    index: SourceIndex,
+    folder: Path,
+    *,
+    seed: int,
+    validation_images: int,
+    held_out: Sequence[str],
+    largest_crop: int,
+) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """Mark in the index which photographs never enter training; returns the marks (n,) and what
+    was found unreadable on the way.
+
+    Those that match a pattern of `held_out`; without patterns, the `validation_images` smallest by
+    a keyed hash among those that can be read and are at least `largest_crop` pixels per side. At
+    least one such photograph must be on either side.
+    """
+    unreadable: list[dict[str, str]] = []
+
+    @cache
+    def is_usable(number: int) -> bool:
+        try:
+            image = _readable_photograph(index, number)
+        except UnreadablePhotograph as error:
+            unreadable.append({"path": index.name(number), "reason": str(error)})
+            return False
+        return min(image.shape[:2]) >= largest_crop
+
+    by_rank = np.argsort(mix(index.keys ^ keyed_number("validation", seed)), kind="stable")
+    if held_out:
+        mask = _matching(index, held_out)
+    else:
+        mask = np.zeros(len(index), dtype=bool)
+        mask[list(islice(filter(is_usable, by_rank), validation_images))] = True
+    has_validation, has_training = (
+        any(is_usable(number) for number in by_rank[mask[by_rank] == side])
+        for side in (True, False)
+    )
+    usable = int(mask.sum())
+    size = f"readable and at least {largest_crop} pixels per side"
+    first = "".join(f"; {each['path']}: {each['reason']}" for each in unreadable[:1])
+    if held_out and not (has_validation and has_training):
+        side = "matching" if not has_validation else "other"
+        raise SourceError(
+            f"{index.root}: held_out {', '.join(held_out)}: no {side} photograph is {size}; "
+            f"training and validation need at least one each{first}"
+        )
+    if not has_training and usable >= 2:
+        raise SourceError(
+            f"{index.root}: validation_images: {validation_images} would keep all {usable} "
+            f"usable photographs ({size}) out of training; use at most {usable - 1}"
+        )
+    if not has_training:
+        raise SourceError(
+            f"{index.root}: {usable} of {len(index)} photographs can be used ({size}); training "
+            f"and validation need at least 2{first}"
+        )
+    rows = np.load(folder / INDEX_FILE)
+    rows["validation"] = mask
+    save_rows(rows, folder)
+    return mask, sorted(unreadable, key=lambda each: each["path"])
+
+
+def _readable_photograph(index: SourceIndex, number: int) -> np.ndarray:
+    """The photograph, its corrupted version decoded too where there is one."""
+    if index.corrupted is not None:
+        index.corrupted.photograph(int(index.partners[number]))
+    return index.photograph(number)
+
+
+def _matching(index: SourceIndex, patterns: Sequence[str]) -> np.ndarray:
+    """Which relative paths match one of the patterns; every pattern must match something."""
+    mask = np.zeros(len(index), dtype=bool)
+    for pattern in patterns:
+        matches = [
+            fnmatchcase(os.fsdecode(index.relative_path(number)), pattern)
+            for number in range(len(index))
+        ]
+        if not any(matches):
+            raise SourceError(
+                f"{index.root}: held_out: {pattern} matches no photograph; patterns are of paths "
+                f"below the folder, such as {index.name(0)}"
+            )
+        mask |= matches
+    return mask
+
+
+def source_identity(index: SourceIndex, validation: np.ndarray) -> str:
+    """What dependents are fingerprinted by: every key, size and side, wherever the files lie."""
+    digest = hashlib.sha256()
+    parts = [index.keys, index.sizes, validation]
+    if index.corrupted is not None:
+        parts += [index.corrupted.keys, index.corrupted.sizes, index.partners]
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()

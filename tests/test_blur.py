@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from data_samples import photograph
+from scipy.ndimage import correlate
+
+from pipeline.corruptions.blur import blur_region, gaussian_kernel, motion_kernel
+
+ROUNDED = 2**-19  # weights are multiples of 2**-20
+
+
+def blur(image: np.ndarray, *kernels: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return blur_region(image, *kernels, rows=(0, height), columns=(0, width))
+
+
+def test_motion_of_3_pixels_at_45_degrees_is_matlabs():
+    """As MATLAB prints fspecial('motion', 3, 45): mathworks.com, answers 307822."""
+    printed = [[0, 0.0754, 0.1883], [0.0754, 0.3215, 0.0754], [0.1883, 0.0754, 0]]
+
+    np.testing.assert_allclose(motion_kernel(3, 45), printed, atol=5e-5)
+
+
+@pytest.mark.parametrize(("angle", "axis"), [(0, 0), (90, 1), (180, 0)])
+def test_motion_along_an_axis_is_the_mean_of_its_pixels(angle, axis):
+    kernel = motion_kernel(9, angle)
+
+    middle = kernel.take(4, axis=axis)
+    assert kernel.shape == (9, 9)
+    np.testing.assert_allclose(middle, np.full(9, 1 / 9), atol=9 * ROUNDED)
+    assert middle.sum() == kernel.sum() == 1
+
+
+def test_angles_are_counterclockwise():
+    upwards, downwards = motion_kernel(15, 30), motion_kernel(15, 150)
+
+    rows, columns = np.mgrid[-7:8, -7:8]
+    assert (upwards * rows * columns).sum() < -1  # to the right is up
+    np.testing.assert_array_equal(downwards, upwards[:, ::-1])
+
+
+@pytest.mark.parametrize("length", [1, 5.0, 12.3, 25])
+@pytest.mark.parametrize("angle", [0, 17.5, 45, 90, 179])
+def test_motion_kernels_are_as_long_as_asked_and_point_where_asked(length, angle):
+    kernel = motion_kernel(length, angle)
+
+    radius = len(kernel) // 2
+    rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    turn = np.radians(angle)
+    along = columns * np.cos(turn) - rows * np.sin(turn)
+    across = columns * np.sin(turn) + rows * np.cos(turn)
+    assert kernel.sum() == 1
+    np.testing.assert_array_equal(kernel, kernel[::-1, ::-1])
+    # The variance of a uniform segment of L - 1 pixels, widened by antialiasing.
+    variance = (kernel * along**2).sum()
+    assert (length - 1) ** 2 / 12 - 0.5 <= variance <= (length + 1) ** 2 / 12 + 0.2
+    assert (kernel * across**2).sum() < 0.25
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 2.0, 3.0])
+def test_gaussian_kernel_is_the_sampled_gaussian(sigma):
+    kernel = gaussian_kernel(sigma)[:, 0]
+
+    distances = np.arange(-10, 11)
+    expected = np.exp(-(distances**2) / (2 * sigma**2))
+    np.testing.assert_allclose(kernel, expected / expected.sum(), atol=4 * ROUNDED)
+    assert kernel.sum() == 1
+    if sigma >= 1:
+        assert (kernel * distances**2).sum() == pytest.approx(sigma**2, rel=0.02)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blur_equals_scipys_correlation_with_mirrored_borders(channels):
+    image = photograph(0, height=37, width=41)[:, :, :channels]
+    column, motion = gaussian_kernel(1.7), motion_kernel(14.5, 63)
+
+    for ours, kernel in (
+        (blur(image, column, column.T), column @ column.T),
+        (blur(image, motion), motion),
+    ):
+        theirs = correlate(image.astype(float), kernel[:, :, None], mode="reflect")
+        np.testing.assert_array_equal(ours, np.floor(theirs + 0.5))
+
+
+def test_regions_equal_the_whole_image_blurred():
+    image = photograph(1, height=50, width=60)
+    column = gaussian_kernel(2.5)
+
+    for kernels in ((column, column.T), (motion_kernel(20, 120),)):
+        whole = blur(image, *kernels)
+        for top, left in ((0, 0), (3, 44), (34, 1), (17, 22)):
+            patch = blur_region(image, *kernels, rows=(top, top + 16), columns=(left, left + 16))
+            np.testing.assert_array_equal(patch, whole[top : top + 16, left : left + 16])
+
+
+@pytest.mark.parametrize("level", [0, 1, 255])
+def test_flat_image_stays_flat_and_may_be_smaller_than_a_kernel(level):
+    image = np.full((5, 3, 3), level, np.uint8)
+
+    assert (blur(image, motion_kernel(25, 30)) == level).all()
+    assert (blur(image, gaussian_kernel(3)) == level).all()
+
+
+def test_no_motion_and_hardly_any_blur_leave_the_image():
+    image = photograph(2)
+
+    np.testing.assert_array_equal(blur(image, motion_kernel(1, 33)), image)
+    np.testing.assert_array_equal(blur(image, gaussian_kernel(0.2)), image)
+
+
+@pytest.mark.parametrize("length", [0.5, float("nan"), float("inf")])
+def test_impossible_motion_is_refused(length):
+    with pytest.raises(ValueError, match="length"):
+        motion_kernel(length, 0)
+
+
+@pytest.mark.parametrize("sigma", [0, -1, float("nan"), float("inf")])
+def test_impossible_sigma_is_refused(sigma):
+    with pytest.raises(ValueError, match="sigma"):
+        gaussian_kernel(sigma)

@@ -1,0 +1,163 @@
+"""Array jobs: any split into parts gives the same shards, sealed once, by the last to finish."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from data_samples import corrupting_stage, write_photographs
+
+from launch.local import run_graph
+from launch.stage import checked_part, run_stage
+from pipeline.artifacts import Artifact
+from pipeline.config import RunConfig, Runtime, SourceConfig
+from pipeline.config_file import ConfigError
+from pipeline.graph import Graph, Job, Stage, StageError, report_nothing, resolve_stage
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def shards_of(artifact: Artifact) -> dict[str, str]:
+    """SHA-256 of every tar, by its path."""
+    files = artifact.manifest.files
+    return {each.path: each.sha256 for each in files if each.path.endswith(".tar")}
+
+
+def run_in_parts(
+    photographs: Path, runs: Path, *, parts: int, workers: int = 1
+) -> tuple[list[str], dict[str, Artifact]]:
+    """What was said, and what the last part returned."""
+    stage = corrupting_stage("sr3", photographs)
+    graph = Graph(stages=(stage.inputs["source"], stage, after(stage)))
+    config = RunConfig(
+        name="run",
+        sources={"photos": SourceConfig(path=str(photographs))},
+        runtime=Runtime(runs=runs, workers=workers),
+    )
+    lines: list[str] = []
+    for part in range(parts):
+        artifacts = run_graph(
+            graph, config, config_arguments=[], part=(part, parts), say=lines.append
+        )
+    return lines, artifacts
+
+
+def after(shards: Stage) -> Stage:
+    """A stage that needs the shards of all parts."""
+    return Stage(
+        name="after",
+        kind="after",
+        version=1,
+        config=shards.config,
+        run=lambda job: {},
+        inputs={"shards": shards},
+    )
+
+
+def test_any_split_into_parts_and_workers_gives_the_same_shards(
+    photographs: Path, tmp_path: Path
+) -> None:
+    made = {}
+    for parts, workers in ((1, 1), (1, 2), (2, 2), (3, 1)):
+        folder = tmp_path / f"{parts}-{workers}"
+        _, artifacts = run_in_parts(photographs, folder, parts=parts, workers=workers)
+        made[parts, workers] = shards_of(artifacts["corrupt-sr3@photos"])
+
+    whole = made[1, 1]
+    assert len(whole) == 5
+    assert len(set(whole.values())) == 5
+    assert all(shards == whole for shards in made.values())
+
+
+def test_parts_leave_what_needs_all_of_them_to_a_run_without_parts(
+    photographs: Path, tmp_path: Path
+) -> None:
+    lines, artifacts = run_in_parts(photographs, tmp_path, parts=2)
+
+    assert [line.split()[1] for line in lines if "made in" in line] == [
+        "source@photos",
+        "corrupt-sr3@photos",
+        "corrupt-sr3@photos",
+    ]
+    assert "part 0 of 2 made in" in lines[3]
+    assert set(artifacts) == {"source@photos", "corrupt-sr3@photos"}
+    assert "after" in run_in_parts(photographs, tmp_path, parts=1)[1]
+
+
+def test_two_parts_that_finish_at_once_seal_once(tmp_path: Path) -> None:
+    both_done = threading.Barrier(2)
+
+    def run(job: Job) -> dict[str, int]:
+        both_done.wait(timeout=20)
+        return {"sealed_by": job.part[0]}
+
+    config = Runtime()
+    stage = Stage(name="a", kind="a", version=1, config=config, run=run, launch="array")
+    resolved = resolve_stage(stage, {}, tmp_path)
+
+    def run_part(number: int) -> Artifact | None:
+        return run_stage(resolved, {}, runtime=config, progress=report_nothing, part=(number, 2))
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(run_part, (0, 1))
+
+    assert first is not None
+    assert first == second
+
+
+def test_a_stage_that_is_no_array_is_made_once_by_parts_that_come_at_once(tmp_path: Path) -> None:
+    made = []
+
+    def run(job: Job) -> dict[str, int]:
+        made.append(job.part)
+        time.sleep(1.5)  # longer than a run without parts would wait for the lock
+        return {}
+
+    stage = Stage(name="a", kind="a", version=1, config=Runtime(), run=run)
+    resolved = resolve_stage(stage, {}, tmp_path)
+
+    def run_part(number: int) -> Artifact | None:
+        return run_stage(resolved, {}, runtime=Runtime(), progress=report_nothing, part=(number, 2))
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(run_part, (0, 1))
+
+    assert len(made) == 1
+    assert first == second
+
+
+def test_array_jobs_started_at_once_make_everything_between_them(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "in", 8, height=100, width=100)
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        f"name: small\nsources: {{photos: {{path: {tmp_path / 'in'}, validation_images: 1}}}}\n"
+        "corrupt: {crops_per_image: 4, samples_per_shard: 8}\nrain_layers: {layers: 2, size: 64}\n"
+        "pretrain: {tasks: [sr2, derain], samples: 256}\n"
+        f"runtime: {{runs: {tmp_path}, workers: 1}}\n"
+    )
+    command = [sys.executable, "-m", "launch", "run", str(config), "--parts", "2", "--part"]
+
+    jobs = [subprocess.Popen([*command, str(part)], cwd=REPOSITORY) for part in (0, 1)]
+    codes = [job.wait(timeout=120) for job in jobs]
+
+    assert codes == [0, 0]
+    sealed = {path.parts[-3] for path in (tmp_path / "small").glob("*/*/manifest.json")}
+    assert sealed == {"source@photos", "rain-layers", "corrupt-sr2@photos", "corrupt-derain@photos"}
+
+
+@pytest.mark.parametrize(("part", "parts"), [(2, 2), (-1, 2), (0, 0)])
+def test_parts_are_numbered_from_zero(part: int, parts: int) -> None:
+    with pytest.raises(ConfigError, match=r"parts are numbered from 0 to one less than --parts"):
+        checked_part(part, parts)
+
+
+def test_parts_do_not_list_a_changed_source_anew_all_at_once(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 6)
+    run_in_parts(photographs, tmp_path / "runs", parts=2)
+    (photographs / "class1" / "photograph 1.png").unlink()
+
+    with pytest.raises(StageError, match=r"make it again first: .*--until source"):
+        run_in_parts(photographs, tmp_path / "runs", parts=2)

@@ -1,0 +1,196 @@
+import base64
+import hashlib
+from pathlib import Path
+
+import pytest
+from data_samples import corrupted, execute, largest_file, listed, listing_stage
+from source_samples import (
+    contents_of,
+    encoded_photographs,
+    tar_bytes,
+    web_server,
+    write_folder,
+)
+
+from pipeline.data import downloads
+from pipeline.data.downloads import ATTEMPTS, download
+from pipeline.data.source import SourceError
+from pipeline.data.source_index import SourceIndex
+from pipeline.graph import StageError
+
+PHOTOGRAPHS = encoded_photographs(6)
+HALVES = [dict(list(PHOTOGRAPHS.items())[part::2]) for part in range(2)]
+FILES = {f"/set/{part}.tar": tar_bytes(half) for part, half in enumerate(HALVES)}
+EXPECTED = {
+    f"{part}.tar/{name}": content
+    for part, half in enumerate(HALVES)
+    for name, content in half.items()
+}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "BACKOFF_SECONDS", 0.001)
+
+
+def downloaded(address: str, folder: Path) -> list[Path]:
+    urls = [f"{address}/set/{part}.tar" for part in range(2)]
+    return download(urls, folder, progress=lambda done: None)
+
+
+def test_tars_behind_urls_are_downloaded_once_and_read_where_they_are(tmp_path: Path) -> None:
+    with web_server(FILES) as (address, asked):
+        artifact = listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out")
+
+    assert asked == ["/set/0.tar", "/set/1.tar"]
+    artifact.folder.rename(tmp_path / "moved")
+    index = SourceIndex(tmp_path / "moved", artifact.manifest.summary["root"])
+    assert contents_of(index) == EXPECTED
+    sealed = {file.path: file.bytes for file in artifact.manifest.files}
+    assert sorted(sealed.values())[-2:] == sorted(map(len, FILES.values()))
+
+
+def test_shards_are_made_from_downloaded_tars(tmp_path: Path) -> None:
+    with web_server(FILES) as (address, _):
+        artifact = corrupted("denoise30", f"{address}/set/{{0..1}}.tar", tmp_path)
+
+    assert artifact.manifest.summary["train_samples"] == 12
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "429", "cut"])
+def test_a_server_that_recovers_is_asked_again(tmp_path: Path, fault: str) -> None:
+    with web_server(FILES, faults={"/set/1.tar": [fault, fault]}) as (address, asked):
+        paths = downloaded(address, tmp_path)
+
+    assert [path.read_bytes() for path in paths] == list(FILES.values())
+    assert asked == ["/set/0.tar"] + 3 * ["/set/1.tar"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("500", r"1.tar: the server answers 500 \(Internal Server Error\); 5 attempts failed"),
+        (
+            "cut",
+            r"1.tar: broke off after [\d,]+ of [\d,]+ bytes; 5 attempts failed. Files that are",
+        ),
+    ],
+)
+def test_a_server_that_stays_broken_is_an_error_and_goes_on_where_it_was(
+    tmp_path: Path, fault: str, message: str
+) -> None:
+    faults = {"/set/1.tar": [fault] * ATTEMPTS}
+    with web_server(FILES, faults=faults) as (address, asked):
+        stage = listing_stage(f"{address}/set/{{0..1}}.tar")
+
+        with pytest.raises(StageError, match=message):
+            execute(stage, tmp_path / "out")
+        left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        execute(stage, tmp_path / "out")
+
+    assert [path.name for path in left] == ["0.tar"]
+    assert asked.count("/set/0.tar") == 1
+
+
+def test_a_server_that_falls_silent_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "SILENCE_SECONDS", 0.2)
+    with web_server(FILES, faults={"/set/0.tar": ["hang"]}) as (address, asked):
+        paths = downloaded(address, tmp_path)
+
+    assert [path.read_bytes() for path in paths] == list(FILES.values())
+    assert asked == ["/set/0.tar", "/set/0.tar", "/set/1.tar"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with (
+        web_server(FILES) as (address, _),
+        largest_file(4096),
+        pytest.raises(StageError, match=r"out: File too large; the listing stopped"),
+    ):
+        listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out")
+
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_what_an_interrupted_listing_of_another_place_left_is_deleted(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", PHOTOGRAPHS)
+    with (
+        web_server(FILES, faults={"/set/1.tar": ["404"]}) as (address, _),
+        pytest.raises(StageError, match="404"),
+    ):
+        listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out")
+    assert list((tmp_path / "out").rglob("0.tar"))
+
+    files = listed(folder, tmp_path / "out").manifest.files
+
+    assert {file.path for file in files} == {"containers.json", "index.npy", "paths.bin"}
+
+
+def test_what_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
+    with (
+        web_server({"/set/0.tar": b""}) as (address, asked),
+        pytest.raises(SourceError, match=r"1.tar: the server answers 404 \(Not Found\); check"),
+    ):
+        downloaded(address, tmp_path)
+
+    assert len(asked) == 2
+
+
+def test_no_server_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"0.tar: can't be reached \(.*refused.*5 attempts"):
+        downloaded("http://127.0.0.1:9", tmp_path)
+
+
+def checksum(algorithm: str, content: bytes) -> str:
+    return base64.b64encode(hashlib.new(algorithm, content).digest()).decode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("Repr-Digest", "sha-256=:{sha256}:"),
+        ("Digest", "SHA-256={sha256}"),
+        ("Content-MD5", "{md5}"),
+        ("X-Goog-Hash", "crc32c=AAAAAA==,md5={md5}"),
+    ],
+    ids=lambda header: header[0],
+)
+def test_an_announced_checksum_is_checked(tmp_path: Path, header: tuple[str, str]) -> None:
+    content = FILES["/set/0.tar"]
+    sums = {name: checksum(name, content) for name in ("sha256", "md5")}
+    headers = {header[0]: header[1].format(**sums)}
+    files = {"/set/0.tar": content, "/set/1.tar": content}
+    with web_server(files, faults={"/set/0.tar": ["flip"]}, headers=headers) as (address, asked):
+        paths = downloaded(address, tmp_path)
+
+    assert [path.read_bytes() for path in paths] == [content, content]
+    assert asked == ["/set/0.tar", "/set/0.tar", "/set/1.tar"]
+
+
+def test_a_checksum_that_is_none_is_ignored(tmp_path: Path) -> None:
+    headers = {"Content-MD5": "0123456789abcdef0123456789abcdef", "Digest": "sha-256=no"}
+    with web_server(FILES, headers=headers) as (address, _):
+        assert [path.read_bytes() for path in downloaded(address, tmp_path)] == list(FILES.values())
+
+
+def test_what_another_address_left_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    other = {path: tar_bytes({"x.png": b"other"}) for path in FILES}
+    with web_server(other) as (address, _):
+        downloaded(address, tmp_path)
+
+    with web_server(FILES) as (address, _):
+        paths = downloaded(address, tmp_path)
+
+    assert sorted(path.read_bytes() for path in tmp_path.rglob("*.tar")) == sorted(FILES.values())
+    assert {path.name for path in paths} == {"0.tar", "1.tar"}
+
+
+def test_a_tar_that_the_server_has_truncated_is_named(tmp_path: Path) -> None:
+    files = FILES | {"/set/1.tar": FILES["/set/1.tar"][:2000]}
+    with web_server(files) as (address, _):
+        summary = listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out").manifest.summary
+
+    assert summary["images"] >= len(HALVES[0])
+    assert any("1.tar" in each["path"] for each in summary["unreadable"])
