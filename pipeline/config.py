@@ -185,7 +185,7 @@ class Runtime(Section):
     threads_per_process: Positive = 1
     engine: Literal["launcher", "ddp", "zero0", "zero1", "zero2", "zero3"] = "launcher"
     micro_batch: Positive | None = None  # most samples in memory at once; None: batch / processes
-    # A quarter of an IPT's memory per sample for a third more time, where a GPU is too small.
+    # IPT keeps a tenth per sample for the backward pass and computes a third more.
     activation_checkpointing: bool = False
     log_every_steps: Positive = 50
     images_every_steps: Positive = 2000
