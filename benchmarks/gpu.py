@@ -151,9 +151,6 @@ def measure(
 def timed(action: Callable[[], None], device: torch.device, steps: int) -> tuple[float, int | None]:
     """Seconds of one action, after three to warm up, and the most memory that was allocated."""
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
 
     def run(times: int) -> None:
         for _ in range(times):
@@ -162,6 +159,9 @@ def timed(action: Callable[[], None], device: torch.device, steps: int) -> tuple
             torch.cuda.synchronize(device)
 
     run(3)
+    if on_gpu:  # not before: compiling tries kernels out
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     took = seconds(lambda: run(steps)) / steps
     return took, torch.cuda.max_memory_allocated(device) if on_gpu else None
 

@@ -4,7 +4,7 @@
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import io
 import os
 import sys

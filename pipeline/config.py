@@ -244,6 +244,11 @@ class RunConfig(Section):
                     f"dncnn.{task}.model.channels: {dncnn.model.channels}, but photographs are "
                     f"read as RGB; use {COLOURS}"
                 )
+            if not dncnn.model.batch_norm:  # its gradients are lost in so many layers
+                raise ValueError(
+                    f"dncnn.{task}.model.batch_norm: false is the folded form, for inference; "
+                    "training needs batch normalisation: leave it out"
+                )
         if self.ipt.patch_size != self.corrupt.patch_size:
             raise ValueError(
                 f"ipt.patch_size: {self.ipt.patch_size} differs from "

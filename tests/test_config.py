@@ -93,6 +93,10 @@ def test_imagenet_config_is_the_papers_recipe():
         ("finetune: {sr2: {lr: 1}}", ["finetune.sr2.lr", "unknown key", "learning_rate"]),
         ("dncnn: {sr2: {}}", ["dncnn.sr2", "×1"]),
         ("dncnn: {denoise30: {model: {channels: 1}}}", ["dncnn.denoise30.model.channels", "RGB"]),
+        (
+            "dncnn: {denoise30: {model: {batch_norm: false}}}",
+            ["dncnn.denoise30.model.batch_norm", "false", "leave it out"],
+        ),
         ("pretrain: {contrastive: {weight: .inf}}", ["pretrain.contrastive.weight", "inf"]),
         ("pretrain: {tasks: [sr2, sr2]}", ["pretrain", "named twice"]),
         ("pretrain: {tasks_per_step: all, batch: 250}", ["pretrain", "250", "multiple of 6"]),

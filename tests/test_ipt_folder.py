@@ -97,7 +97,7 @@ def test_faulty_folders_are_refused(model: IPT, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     for text, message in (
         ("{", "not readable as JSON"),
-        ("[]", "architecture is None"),
+        ("[]", "holds no JSON object"),
         ('{"architecture": "DnCNN"}', "architecture is 'DnCNN', not 'IPT'"),
         ('{"architecture": "IPT", "scale": {}}', "scale: Unexpected"),
         ('{"architecture": "IPT", "size": {"features": 0}}', "size.features: "),

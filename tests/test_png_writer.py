@@ -140,3 +140,18 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         _write(tmp_path / "a.png", _samples(100, 100, 3, np.uint8), rows=100)
 
     assert os.listdir(tmp_path) == []
+
+
+def test_another_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+
+    def write() -> None:
+        with _writer(path) as writer:
+            writer.write(np.zeros((9, 3, 3), np.uint8))
+            path.write_text("another's")
+
+    with pytest.raises(FileExistsError):
+        write()
+
+    assert path.read_text() == "another's"
+    assert os.listdir(tmp_path) == ["a.png"]

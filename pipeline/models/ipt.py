@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.model_configs import COLOURS, IPTConfig, IPTSize, Precision, upsampling
 from pipeline.models.blocks import Head, Tail, computing_in
-from pipeline.models.hub import IPT_CARD, HubModel
+from pipeline.models.cards import IPT_CARD
+from pipeline.models.hub import HubModel
 from pipeline.models.transformer import Body
 
 GREY_LEVELS = 255
