@@ -30,7 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run_commands(commands)
-    _add_model_commands(commands)
+    _add_restore(commands)
+    _add_import_weights(commands)
     return parser
 
 
@@ -70,8 +71,7 @@ def _add_run_commands(commands: Commands) -> None:
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
 
 
-def _add_model_commands(commands: Commands) -> None:
-    """The commands that use a model, without a run."""
+def _add_restore(commands: Commands) -> None:
     restore = _add(
         commands, "restore", _restore, "Restore photographs of any size with a trained model."
     )
@@ -112,6 +112,9 @@ def _add_model_commands(commands: Commands) -> None:
     restore.add_argument(
         "--force", action="store_true", help="overwrite images of the same names in --out"
     )
+
+
+def _add_import_weights(commands: Commands) -> None:
     weights = _add(
         commands,
         "import-weights",

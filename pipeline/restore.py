@@ -99,8 +99,8 @@ def restored_bands(
     `model` restores (N, C, P, P) to (N, C, sP, sP); every batch is full but the last. "overlap"
     fades tiles into each other over `overlap` pixels (10, or all but one of a smaller patch);
     "official" takes every pixel from where the published evaluation takes it, at five to ten
-    times the cost. Images smaller than a patch are mirrored up to its size. Results are moved to the image's
-    device; where the model runs is the caller's matter.
+    times the cost. Images smaller than a patch are mirrored up to its size. Results are moved to
+    the image's device; where the model runs is the caller's matter.
     """
     if batch < 1 or scale < 1:
         raise ValueError(f"batch {batch}, scale {scale}: both start at 1")
