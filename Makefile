@@ -5,6 +5,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CONFIG ?= demo
 IMAGES ?=
+# make bench: a clone of huawei-noah/Pretrained-IPT, and the folder of a model to restore with.
+OFFICIAL ?=
+WEIGHTS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -12,7 +15,7 @@ STAMP := .venv/.installed
 export IMAGES
 OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$${IMAGES//\'/\'\'}'" --set 'sources.photos.held_out=[]')
 
-.PHONY: setup demo test test-slow check format clean
+.PHONY: setup demo test test-slow check format bench bench-gpu clean
 
 setup: $(STAMP)
 
@@ -34,6 +37,17 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(STAMP)
+ifeq ($(OFFICIAL),)
+	@echo "no OFFICIAL=checkout of huawei-noah/Pretrained-IPT: not compared with the official code"
+else
+	$(BIN)/python benchmarks/official.py --official "$(OFFICIAL)"
+endif
+	$(BIN)/python benchmarks/tilings.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py $(if $(OFFICIAL),--official "$(OFFICIAL)")
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -5,7 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.terminal import add_part_arguments, exit_code_of, set_up_logging
+from launch.terminal import (
+    add_part_arguments,
+    exit_code_of,
+    set_up_logging,
+    terminated_as_interrupted,
+)
 
 Command = Callable[[argparse.Namespace], int]
 Commands = argparse._SubParsersAction  # which argparse gives no public name
@@ -30,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run_commands(commands)
-    _add_model_commands(commands)
+    _add_restore(commands)
+    _add_import_weights(commands)
     return parser
 
 
@@ -71,8 +77,7 @@ def _add_run_commands(commands: Commands) -> None:
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
 
 
-def _add_model_commands(commands: Commands) -> None:
-    """The commands that use a model, without a run."""
+def _add_restore(commands: Commands) -> None:
     restore = _add(
         commands, "restore", _restore, "Restore photographs of any size with a trained model."
     )
@@ -83,38 +88,49 @@ def _add_model_commands(commands: Commands) -> None:
     restore.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="gets <name>.png for every image"
     )
-    restore.add_argument("--task", help="needed where the model has several")
+    restore.add_argument("--task", help="of an IPT: needed where it has several")
     restore.add_argument(
         "--tiling",
         choices=("overlap", "official"),
         default="overlap",
-        help="how tiles are put together: blended over --tile-overlap pixels, or as the published "
-        "evaluation does, at ten times the cost (default: overlap)",
+        help="of an IPT: how its tiles are put together, blended over --tile-overlap pixels, or as "
+        "the published evaluation does, at five to ten times the cost (default: overlap)",
     )
     restore.add_argument(
-        "--tile-overlap", type=int, metavar="PIXELS", help="of neighbouring tiles (default: 10)"
+        "--tile-overlap",
+        type=int,
+        metavar="PIXELS",
+        help="of an IPT: what neighbouring tiles share (default: 10)",
     )
     restore.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="average over the eight rotations and reflections, at eight times the cost",
+        help="average over the eight rotations and reflections of every tile, at eight times the "
+        "cost",
     )
     restore.add_argument(
         "--batch",
         type=int,
-        default=32,
-        help="tiles at a time; less takes less memory (default: 32)",
+        metavar="N",
+        help="of an IPT: tiles at a time; fewer take less memory (default: 32)",
     )
     restore.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    restore.add_argument("--force", action="store_true", help="overwrite what is in --out")
+    restore.add_argument(
+        "--force", action="store_true", help="overwrite images of the same names in --out"
+    )
+
+
+def _add_import_weights(commands: Commands) -> None:
     weights = _add(
         commands,
         "import-weights",
         _import_weights,
         "Turn published weights, of IPT or DnCNN, into a model folder.",
     )
-    weights.add_argument("file", type=Path, help="as published: .pt, .pth or .mat")
-    weights.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    weights.add_argument("file", type=Path, help="as published: .pt, .pth, .safetensors or .mat")
+    weights.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new or an empty folder"
+    )
     weights.add_argument(
         "--tasks",
         metavar="TASK,...",
@@ -161,30 +177,37 @@ def _verify(parsed: argparse.Namespace) -> int:
 def _restore(parsed: argparse.Namespace) -> int:
     from launch.restore_images import restore_images
 
-    return restore_images(
-        parsed.images,
-        weights=parsed.weights,
-        out=parsed.out,
-        task=parsed.task,
-        tiling=parsed.tiling,
-        tile_overlap=parsed.tile_overlap,
-        ensemble=parsed.self_ensemble,
-        batch=parsed.batch,
-        device=parsed.device,
-        force=parsed.force,
-    )
+    with terminated_as_interrupted():
+        return restore_images(
+            parsed.images,
+            weights=parsed.weights,
+            out=parsed.out,
+            task=parsed.task,
+            tiling=parsed.tiling,
+            tile_overlap=parsed.tile_overlap,
+            ensemble=parsed.self_ensemble,
+            batch=parsed.batch,
+            device=parsed.device,
+            force=parsed.force,
+        )
+
+
+def _names(listed: str | None) -> tuple[str, ...] | None:
+    """`a, b` as ("a", "b")."""
+    return None if listed is None else tuple(name.strip() for name in listed.split(","))
 
 
 def _import_weights(parsed: argparse.Namespace) -> int:
     from launch.import_weights import import_weights
 
-    return import_weights(
-        parsed.file,
-        out=parsed.out,
-        tasks=None if parsed.tasks is None else tuple(parsed.tasks.split(",")),
-        only=parsed.task,
-        attention_heads=parsed.attention_heads,
-    )
+    with terminated_as_interrupted():
+        return import_weights(
+            parsed.file,
+            out=parsed.out,
+            tasks=_names(parsed.tasks),
+            only=parsed.task,
+            attention_heads=parsed.attention_heads,
+        )
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ def restore_images(
     tiling: "Tiling",
     tile_overlap: int | None,
     ensemble: bool,
-    batch: int,
+    batch: int | None,
     device: str | None,
     force: bool,
 ) -> int:
@@ -37,7 +37,7 @@ def restore_images(
     PNG whatever the input was: it loses nothing, and has the input's channels and depth. What can
     be known to fail fails before the first is restored.
     """
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise ConfigError(f"--batch {batch}: at least 1")
     if tiling == "official" and tile_overlap is not None:
         raise ConfigError("--tile-overlap: the official tiling has its own; leave one of them out")
@@ -67,7 +67,8 @@ def restore_images(
     for number, (target, image) in enumerate(targets.items(), start=1):
         with _explained(image, target, done=number - 1 - len(damaged)):
             try:
-                _restore(restorer, image, target, name=f"{image.name} ({number}/{len(targets)})")
+                name = f"{image.name} ({number}/{len(targets)})"
+                _restore(restorer, image, target, name=name, overwrite=force)
             except PhotographFileError as error:
                 damaged.append(str(error))
     if damaged:
@@ -163,7 +164,9 @@ def _make_folder(out: Path) -> None:
         raise CommandFailed(f"--out {out}: can't be written to; choose another folder")
 
 
-def _restore(restorer: "Restorer", image: Path, target: Path, *, name: str) -> None:
+def _restore(
+    restorer: "Restorer", image: Path, target: Path, *, name: str, overwrite: bool
+) -> None:
     from pipeline.data.photograph_file import read_photograph_file
     from pipeline.data.png_writer import new_png
 
@@ -179,6 +182,7 @@ def _restore(restorer: "Restorer", image: Path, target: Path, *, name: str) -> N
             channels=channels + (photograph.alpha is not None),
             dtype=photograph.pixels.dtype,
             profile=photograph.profile,
+            overwrite=overwrite,
         ) as writer,
         progress_line(name) as progress,
     ):
@@ -200,13 +204,16 @@ def _explained(image: Path, target: Path, *, done: int) -> Iterator[None]:
 
     from pipeline.scoring import RestorationError
 
-    stopped = f"nothing of {target.name} was written; {done} before it are finished"
+    finished = "1 image is" if done == 1 else f"{done} images are"
+    stopped = f"nothing of {target.name} was written; {finished} finished"
     try:
         yield
     except RestorationError as error:
         raise CommandFailed(f"{image}: {error}; {stopped}") from error
     except torch.OutOfMemoryError as error:
-        raise CommandFailed(f"{image}: out of memory; lower --batch; {stopped}") from error
+        raise CommandFailed(
+            f"{image}: out of memory; lower --batch, or use --device cpu; {stopped}"
+        ) from error
     except OSError as error:
         raise CommandFailed(f"{target}: {error.strerror or error}; {stopped}") from error
     except KeyboardInterrupt:

@@ -75,6 +75,20 @@ def _noticing_interrupts(outcome: Outcome) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Stop at SIGTERM, which timeouts and shutdowns send, as at Ctrl-C: leaving nothing behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _say(message: object, code: int) -> int:
     logging.getLogger(__name__).info("exit code %d: %s", code, message)
     print(message, file=sys.stderr, flush=True)

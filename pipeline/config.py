@@ -210,6 +210,8 @@ class Runtime(Section):
     threads_per_process: Positive = 1
     engine: Literal["launcher", "ddp", "zero0", "zero1", "zero2", "zero3"] = "launcher"
     micro_batch: Positive | None = None  # most samples in memory at once; None: batch / processes
+    # IPT keeps a tenth per sample for the backward pass and computes a third more.
+    activation_checkpointing: bool = False
     log_every_steps: Positive = 50
     images_every_steps: Positive = 2000
     checkpoint_every_steps: Positive = 1000
@@ -265,6 +267,8 @@ class RunConfig(Section):
                     f"dncnn.{name}.model.channels: {dncnn.model.channels}, but the photographs of "
                     f"the task have {task.channels}; use {task.channels}"
                 )
+            if not dncnn.model.batch_norm:  # gradients vanish in so many layers without
+                raise ValueError(f"dncnn.{name}.model.batch_norm: training needs it; leave it out")
         return self
 
     @model_validator(mode="after")

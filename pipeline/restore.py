@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.tiling import OVERLAP, Axis, Tiling, tile_weights, tiled_axis
 
 Model = Callable[[Tensor], Tensor]
+BATCH = 32  # tiles at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def restore(
     scale: int,
     patch_size: int,
     tiling: Tiling = "overlap",
-    batch: int = 64,
+    batch: int = BATCH,
     overlap: int | None = None,
 ) -> Tensor:
     """Restore an image (C, H, W) or (1, C, H, W) of any size to s times that size.
@@ -90,16 +91,16 @@ def restored_bands(
     scale: int,
     patch_size: int,
     tiling: Tiling = "overlap",
-    batch: int = 64,
+    batch: int = BATCH,
     overlap: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield an image of any size restored to s times that size, in bands (C, rows, sW).
 
     `model` restores (N, C, P, P) to (N, C, sP, sP); every batch is full but the last. "overlap"
     fades tiles into each other over `overlap` pixels (10, or all but one of a smaller patch);
-    "official" takes every pixel from where the published evaluation takes it, at ten times the
-    cost. Images smaller than a patch are mirrored up to its size. Results are moved to the image's
-    device; where the model runs is the caller's matter.
+    "official" takes every pixel from where the published evaluation takes it, at five to ten
+    times the cost. Images smaller than a patch are mirrored up to its size. Results are moved to
+    the image's device; where the model runs is the caller's matter.
     """
     if batch < 1 or scale < 1:
         raise ValueError(f"batch {batch}, scale {scale}: both start at 1")

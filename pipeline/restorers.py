@@ -2,7 +2,6 @@
 
 # C channels, H W height and width, s scale
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +15,10 @@ from pipeline.corruptions.bicubic import resize_region
 from pipeline.data.photograph_file import Photograph
 from pipeline.model_configs import COLOURS
 from pipeline.models.dncnn import DnCNN, fold_batch_norm
-from pipeline.models.hub import CONFIG, ModelFileError
+from pipeline.models.hub import check_model_folder
 from pipeline.models.ipt import IPT
 from pipeline.restore import (
+    BATCH,
     Model,
     Rows,
     convolved_bands,
@@ -92,22 +92,27 @@ def open_restorer(
     tiling: Tiling = "overlap",
     overlap: int | None = None,
     ensemble: bool = False,
-    batch: int = 64,
+    batch: int | None = None,
     device: torch.device,
 ) -> Restorer:
     """The model of `folder`, or ModelFileError; RestorerError where the options don't fit it.
 
-    An IPT restores `batch` tiles at a time, a DnCNN windows of 512 pixels. `ensemble` averages
+    An IPT restores `batch` tiles at a time (32), a DnCNN windows of 512 pixels. `ensemble` averages
     over the eight orientations of every tile or window rather than of the whole image, so that no
     whole image is held; for a DnCNN that is the same.
     """
-    if _architecture(folder) == "DnCNN":
-        if task is not None or tiling != "overlap" or overlap is not None:
+    if check_model_folder(folder) == "DnCNN":
+        if task is not None or tiling != "overlap" or not (overlap is batch is None):
             raise RestorerError(
                 f"{folder} is a DnCNN, without tasks and without tiles: "
-                "leave out the task, the tiling and its overlap"
+                "leave out the task, the tiling, its overlap and the batch"
             )
-        return _of_dncnn(DnCNN.from_pretrained(folder), ensemble=ensemble, device=device)
+        dncnn = DnCNN.from_pretrained(folder)
+        if dncnn.config.channels not in (1, COLOURS):
+            raise RestorerError(
+                f"{folder} restores {dncnn.config.channels} channels; photographs have 1 or 3"
+            )
+        return _of_dncnn(dncnn, ensemble=ensemble, device=device)
     ipt = IPT.from_pretrained(folder)
     names = ", ".join(ipt.tasks)
     if task is None and len(ipt.tasks) > 1:
@@ -132,7 +137,7 @@ def open_restorer(
         scale=ipt.config.scales[task],
         patch_size=patch_size,
         tiling=tiling,
-        batch=batch,
+        batch=batch or BATCH,
         overlap=overlap,
     )
     return Restorer(
@@ -179,17 +184,3 @@ def _of_dncnn(dncnn: DnCNN, *, ensemble: bool, device: torch.device) -> Restorer
             radius=folded.config.depth,  # of a 3×3 convolution each
         ),
     )
-
-
-def _architecture(folder: Path) -> str:
-    path = folder / CONFIG
-    try:
-        record = json.loads(path.read_text())
-    except OSError as error:
-        raise ModelFileError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    except ValueError as error:
-        raise ModelFileError(f"{path}: not readable as JSON ({error})") from error
-    architecture = record.get("architecture") if isinstance(record, dict) else None
-    if architecture not in ("IPT", "DnCNN"):
-        raise ModelFileError(f"{path}: architecture is {architecture!r}, not 'IPT' or 'DnCNN'")
-    return architecture

@@ -40,6 +40,7 @@ def run(job: Job) -> dict[str, JSON]:
     except ModelFileError as error:
         raise StageError(f"{error}; make the pretrained model again") from error
     pretrained.precision = config.training.precision
+    pretrained.activation_checkpointing = job.runtime.activation_checkpointing
     model = pretrained.task_subset((config.task,))
     return train_and_export(
         job,

@@ -48,6 +48,7 @@ def run(job: Job) -> dict[str, JSON]:
     model = IPT(
         IPTConfig(size=config.size, scales={task: TASKS[task].scale for task in training.tasks}),
         precision=training.precision,
+        activation_checkpointing=job.runtime.activation_checkpointing,
     )
     return train_and_export(
         job,

@@ -56,6 +56,5 @@ def check_model(path: Path, network: nn.Sequential, sign: int = -1) -> None:
     )
     with torch.no_grad():
         expected = x + sign * network.double()(x)
-        torch.testing.assert_close(
-            model.double()(x), expected, rtol=1e-4, atol=1e-4
-        )  # float32 weights
+        # The model's weights are float32, rounded after folding.
+        torch.testing.assert_close(model.double()(x), expected, rtol=1e-4, atol=1e-4)

@@ -96,6 +96,10 @@ def test_imagenet_config_is_the_papers_recipe():
         ("dncnn: {grey25: {}}", ["dncnn.grey25.model.channels", "3", "use 1"]),
         ("pretrain: {tasks: [sr2, grey_blind]}", ["pretrain.tasks", "grey_blind", "dncnn"]),
         ("finetune: {grey15: {}}", ["finetune.grey15", "not pretrained"]),
+        (
+            "dncnn: {denoise30: {model: {batch_norm: false}}}",
+            ["dncnn.denoise30.model.batch_norm", "leave it out"],
+        ),
         ("pretrain: {contrastive: {weight: .inf}}", ["pretrain.contrastive.weight", "inf"]),
         ("pretrain: {tasks: [sr2, sr2]}", ["pretrain", "named twice"]),
         ("pretrain: {tasks_per_step: all, batch: 250}", ["pretrain", "250", "multiple of 6"]),

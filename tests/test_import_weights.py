@@ -116,8 +116,8 @@ def test_heads_get_the_tasks_that_are_named(
         (("sr2",), ["--tasks", ""], "unknown task ''"),
         (("sr2",), ["--task", "fog"], "unknown task 'fog'"),
         (("sr2", "sr3"), ["--tasks", "sr2,sr3", "--task", "sr4"], "--task sr4 is not among"),
-        (("sr2",), ["--attention-heads", "5"], "attention_heads: 5 does not divide"),
-        (("sr2",), ["--attention-heads", "0"], "attention_heads: 0 does not divide"),
+        (("sr2",), ["--attention-heads", "5"], "attention_heads: 5 is no divisor"),
+        (("sr2",), ["--attention-heads", "0"], "attention_heads: 0 is no divisor"),
     ],
 )
 def test_contradictions_are_errors_of_usage(

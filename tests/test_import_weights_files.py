@@ -124,6 +124,26 @@ def test_every_fault_of_the_tensors_is_named(
 @pytest.mark.parametrize(
     "change",
     [
+        lambda each: each.to_sparse(),
+        lambda each: each.to("meta"),
+    ],
+    ids=["sparse", "meta"],
+)
+def test_tensors_without_plain_values_are_named(
+    change: Callable[[Tensor], Tensor],
+    six: IPT,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state = to_published(six)
+    state["head.0.0.bias"] = change(state["head.0.0.bias"])
+
+    assert "head.0.0.bias is sparse, nested" in refused(capsys, saved(state, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         lambda state: {f"module.{name}": each for name, each in state.items()},
         lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"param_groups": [1]}},
         lambda state: {"params": state},

@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measuring import saved_bytes_per_patch
 from pipeline.model_configs import DnCNNConfig, IPTConfig, IPTSize, Precision
 from pipeline.models.dncnn import DnCNN
 from pipeline.models.ipt import IPT
@@ -88,10 +89,9 @@ def test_activation_bytes_are_what_autograd_saves(precision: Precision, task: st
     config = IPTConfig(size=SMALL, scales=SCALES)
     model = IPT(config, precision=precision)
 
-    # Casts of weights are saved too, once a pass: one image more shows what an image takes.
-    images = _saved_bytes(model, task, images=3) - _saved_bytes(model, task, images=2)
+    saved = saved_bytes_per_patch(model, lambda x: model(x, task), SMALL.patch_size)
 
-    assert images == config.activation_bytes(task, precision=precision)
+    assert saved == config.activation_bytes(task, precision=precision)
 
 
 def test_full_size_fits_the_memory_that_was_measured() -> None:
@@ -145,20 +145,3 @@ def test_costs_are_known_without_torch() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def _saved_bytes(model: IPT, task: str, *, images: int) -> int:
-    parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
-    saved: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.zeros(images, 3, 48, 48), task)
-    return sum(
-        tensor.untyped_storage().nbytes()
-        for pointer, tensor in saved.items()
-        if pointer not in parameters
-    )

@@ -162,3 +162,18 @@ def test_small_pngs_are_about_as_small_as_pillows() -> None:
     crop.save(content, "PNG", compress_level=1)
 
     assert len(png_bytes(np.asarray(crop))) < 1.1 * len(content.getvalue())
+
+
+def test_another_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+
+    def write() -> None:
+        with _writer(path) as writer:
+            writer.write(np.zeros((9, 3, 3), np.uint8))
+            path.write_text("another's")
+
+    with pytest.raises(FileExistsError):
+        write()
+
+    assert path.read_text() == "another's"
+    assert os.listdir(tmp_path) == ["a.png"]

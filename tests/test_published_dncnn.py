@@ -103,6 +103,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"head.0.0.weight": torch.ones(2)}, path)
     with pytest.raises(ModelFileError, match=r"not a published DnCNN.*head\.0\.0\.weight"):
         read_published_dncnn(path)
+    sizes = ((4, 2, 3, 3), (4, 4, 3, 3), (2, 4, 3, 3))
+    torch.save({f"model.{2 * i}.weight": torch.ones(size) for i, size in enumerate(sizes)}, path)
+    with pytest.raises(ModelFileError, match="takes 2 channels, where photographs have 1 or 3"):
+        read_published_dncnn(path)
     torch.save({"model.0.weight": torch.ones(4, 1, 3, 3)}, path)
     with pytest.raises(ModelFileError, match="at least 3"):
         read_published_dncnn(path)

@@ -56,7 +56,7 @@ def _photographs(folder: Path, count: int = 1) -> list[Path]:
 
 def _restore(images: list[Path], weights: Path, out: Path, **options) -> int:
     defaults = {"task": None, "tiling": "overlap", "tile_overlap": None, "ensemble": False}
-    defaults |= {"batch": 4, "device": "cpu", "force": False}
+    defaults |= {"batch": None, "device": "cpu", "force": False}
     return restore_images(images, weights=weights, out=out, **(defaults | options))
 
 
@@ -209,7 +209,7 @@ def test_what_cant_work_fails_before_anything_is_restored(tmp_path: Path, identi
 
     with pytest.raises(CommandFailed, match=r"text\.png: not an image.*empty\.png: empty file"):
         _restore([good, text, empty], identity, tmp_path / "out")
-    with pytest.raises(CommandFailed, match=r"photos/config\.json: no such file"):
+    with pytest.raises(CommandFailed, match=r"photos: has no config\.json"):
         _restore([good], tmp_path / "photos", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(CommandFailed, match="can't be made"):

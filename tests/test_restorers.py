@@ -133,6 +133,7 @@ def test_grey_goes_through_a_colour_model_as_three_channels(ipt: Path) -> None:
 
 def test_options_that_do_not_fit_the_model_are_refused(ipt: Path, tmp_path: Path) -> None:
     _dncnn(tmp_path / "dncnn")
+    _dncnn(tmp_path / "two", channels=2)
     for folder, options, message in (
         (ipt, {}, "no task.*sr2, denoise50"),
         (ipt, {"task": "sr4"}, "task 'sr4'.*sr2, denoise50"),
@@ -142,29 +143,43 @@ def test_options_that_do_not_fit_the_model_are_refused(ipt: Path, tmp_path: Path
         (tmp_path / "dncnn", {"task": "sr2"}, "leave out the task"),
         (tmp_path / "dncnn", {"tiling": "official"}, "leave out .* the tiling"),
         (tmp_path / "dncnn", {"overlap": 3}, "leave out .* its overlap"),
+        (tmp_path / "dncnn", {"batch": 3}, "leave out .* the batch"),
+        (tmp_path / "two", {}, "two restores 2 channels; photographs have 1 or 3"),
     ):
         with pytest.raises(RestorerError, match=message):
             open_restorer(folder, device=CPU, **options)
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("files", "message"),
     [
-        (None, "config.json: no such file"),
-        ("{", "config.json: not readable as JSON"),
-        ("[]", "architecture is None"),
-        (json.dumps({"architecture": "SwinIR"}), "architecture is 'SwinIR', not 'IPT' or 'DnCNN'"),
-        (json.dumps({"architecture": "DnCNN"}), "has no model.safetensors"),
+        ({"model.safetensors": ""}, "has no config.json; .*`ipt import-weights` makes one"),
+        ({"config.json": "{}"}, "has no model.safetensors; .*`ipt import-weights` makes one"),
+        ({"model.safetensors": "", "config.json": "{"}, "config.json: not readable as JSON"),
+        ({"model.safetensors": "", "config.json": "[]"}, "config.json: holds no JSON object"),
+        (
+            {"model.safetensors": "", "config.json": json.dumps({"architecture": "SwinIR"})},
+            "architecture is 'SwinIR', not (IPT or DnCNN|DnCNN or IPT)",
+        ),
     ],
 )
 def test_what_is_no_model_folder_is_refused(
-    tmp_path: Path, config: str | None, message: str
+    tmp_path: Path, files: dict[str, str], message: str
 ) -> None:
-    if config is not None:
-        (tmp_path / "config.json").write_text(config)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
 
     with pytest.raises(ModelFileError, match=message):
         open_restorer(tmp_path, device=CPU)
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ipt.pt").write_bytes(b"weights")
+
+    with pytest.raises(ModelFileError, match="is a file, not a model folder; `ipt import-weights`"):
+        open_restorer(tmp_path / "ipt.pt", device=CPU)
+    with pytest.raises(ModelFileError, match="absent: no such folder"):
+        open_restorer(tmp_path / "absent", device=CPU)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from launch.terminal import exit_code_of
+from launch.terminal import exit_code_of, terminated_as_interrupted
 from pipeline.artifacts import ArtifactError
 from pipeline.config_file import ConfigError
 from pipeline.graph import StageError, StoppedWithCheckpoint
@@ -56,3 +56,14 @@ def test_interrupt_that_a_library_swallowed_is_still_an_interrupt(capsys):
 def test_bug_of_ours_keeps_its_traceback():
     with pytest.raises(RecursionError), exit_code_of():
         raise RecursionError
+
+
+@pytest.mark.usefixtures("_foreground")
+def test_termination_can_be_an_interrupt(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    with exit_code_of() as outcome, terminated_as_interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert outcome.code == 130
+    assert signal.getsignal(signal.SIGTERM) is before

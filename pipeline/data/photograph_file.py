@@ -41,9 +41,9 @@ def check_photograph_file(path: Path) -> None:
 
 
 def read_photograph_file(path: Path) -> Photograph:
-    """The photograph, nothing of it lost; palettes become RGB, and so do CMYK and YCbCr.
+    """The photograph in its own depth; palettes become RGB, and so do CMYK and YCbCr.
 
-    Only 16-bit colour in JPEG 2000 loses its depth: the decoder gives 8 bits and doesn't say so.
+    16-bit colour in JPEG 2000 loses its depth: the decoder gives 8 bits and doesn't say so.
     """
     with _opened(path) as image:
         if image.format == "PNG" and _is_deep(image) and not _is_grey_16(image):

@@ -61,10 +61,12 @@ def new_png(
     channels: int,
     dtype: np.dtype,
     profile: bytes | None = None,
+    overwrite: bool = False,
 ) -> Iterator["PngWriter"]:
     """Write `path`, of uint8 or uint16, by the rows that the block gives to the writer.
 
     It appears under its name when the block ends; an exception, also Ctrl-C, leaves nothing.
+    FileExistsError where another has appeared there meanwhile, unless it is to be overwritten.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -76,7 +78,10 @@ def new_png(
             writer.finish()
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path)
+        if overwrite:
+            temporary.rename(path)
+        else:
+            os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -10,7 +10,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pipeline.model_configs import DnCNNConfig, Precision
 from pipeline.models.blocks import computing_in
-from pipeline.models.hub import DNCNN_CARD, HubModel
+from pipeline.models.cards import DNCNN_CARD
+from pipeline.models.hub import HubModel
 
 # Differs from the author's PyTorch code: its momentum of 0.95 is MatConvNet's meaning of the word
 # and would make the running statistics those of one batch.

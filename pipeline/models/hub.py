@@ -16,72 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pipeline.artifacts import write_atomically
+from pipeline.artifacts import JSON, write_atomically
 from pipeline.model_configs import DnCNNConfig, IPTConfig
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 IMPORT = "`ipt import-weights` makes one of published weights"
 LISTED_ONE_BY_ONE = 12  # names with the same fault
-CARD_HEAD = """---
-{{ card_data }}
----
-
-"""
-CARD_FOOT = """
-{% if published_file -%}
-Imported from published weights: `{{ published_file }}`
-
-SHA-256 of that file: `{{ sha256 }}`
-
-License: its publisher's
-{%- else -%}
-Trained on: {{ trained_on }}
-
-Fingerprint of the run's config: `{{ fingerprint }}`
-{%- endif %}
-
-Parameters: {{ parameters }}
-"""
-IPT_CARD = (
-    CARD_HEAD
-    + """# Image Processing Transformer
-
-Restores RGB photographs with one shared transformer ([paper](https://arxiv.org/abs/2012.00364)).
-
-Tasks: {{ tasks }}
-
-```python
-from pipeline.models.ipt import IPT
-from pipeline.restore import restore
-
-model = IPT.from_pretrained("this folder")
-# photograph: (3, H, W), RGB in [0, 1]
-restored = restore(
-    lambda x: model(x, "{{ example }}"), photograph,
-    scale=model.config.scales["{{ example }}"], patch_size=model.config.size.patch_size,
-)
-```
-"""
-    + CARD_FOOT
-)
-DNCNN_CARD = (
-    CARD_HEAD
-    + """# DnCNN
-
-A convolutional denoiser ([paper](https://arxiv.org/abs/1608.03981)), trained as a baseline.
-
-Tasks: {{ tasks }}
-
-```python
-from pipeline.models.dncnn import DnCNN
-
-model = DnCNN.from_pretrained("this folder")
-restored = model(photographs)  # (N, C, H, W) in [0, 1]
-```
-"""
-    + CARD_FOOT
-)
 
 
 class ModelFileError(ValueError):
@@ -136,15 +77,9 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
                     local_files_only=local_files_only,
                 )
             )
-        elif os.path.isfile(source):
-            raise ModelFileError(f"{source}: is a file, not a model folder; {IMPORT}")
         else:
-            raise ModelFileError(f"{source}: no such folder, and not the name of a Hub repository")
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise ModelFileError(
-                    f"{source}: has no {name}; a model folder holds {CONFIG}, {WEIGHTS}; {IMPORT}"
-                )
+            raise _no_folder(source)
+        check_model_folder(folder)
         config = _read_config(folder / CONFIG, cls)
         try:
             model = cls(config)
@@ -240,7 +175,7 @@ def faults_of(
         elif tuple(tensor.shape) != expected[name]:
             fault = f"has shape {tuple(tensor.shape)}, this model {expected[name]}"
         elif tensor.is_floating_point() == (name in integers):
-            fault = f"is of {tensor.dtype}"
+            fault = f"is of {tensor.dtype}, not {'integers' if name in integers else 'floats'}"
         elif not bool(torch.isfinite(tensor.float()).all()):
             fault = "holds NaN or infinity"
         else:
@@ -279,12 +214,42 @@ def _joined(parts: Sequence[str]) -> tuple[str, ...]:
     return (f"{{{','.join(parts)}}}",)
 
 
-def _read_config(path: Path, model: type[HubModel]) -> IPTConfig | DnCNNConfig:
+def check_model_folder(folder: Path) -> str:
+    """The architecture that a local model folder names, or ModelFileError."""
+    if not folder.is_dir():
+        raise _no_folder(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelFileError(
+                f"{folder}: has no {name}; a model folder holds {CONFIG}, {WEIGHTS}; {IMPORT}"
+            )
+    path = folder / CONFIG
+    architecture = _read_record(path).get("architecture")
+    known = [each.__name__ for each in HubModel.__subclasses__()]
+    if architecture not in known:
+        raise ModelFileError(f"{path}: architecture is {architecture!r}, not {' or '.join(known)}")
+    return architecture
+
+
+def _no_folder(source: str | Path) -> ModelFileError:
+    if os.path.isfile(source):
+        return ModelFileError(f"{source}: is a file, not a model folder; {IMPORT}")
+    return ModelFileError(f"{source}: no such folder, and not the name of a Hub repository")
+
+
+def _read_record(path: Path) -> dict[str, JSON]:
     try:
         record = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise ModelFileError(f"{path}: not readable as JSON ({error})") from error
-    architecture = record.pop("architecture", None) if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        raise ModelFileError(f"{path}: holds no JSON object")
+    return record
+
+
+def _read_config(path: Path, model: type[HubModel]) -> IPTConfig | DnCNNConfig:
+    record = _read_record(path)
+    architecture = record.pop("architecture", None)
     if architecture != model.__name__:
         raise ModelFileError(f"{path}: architecture is {architecture!r}, not {model.__name__!r}")
     try:

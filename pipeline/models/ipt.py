@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.model_configs import COLOURS, IPTConfig, IPTSize, Precision, upsampling
 from pipeline.models.blocks import Head, Tail, computing_in
-from pipeline.models.hub import IPT_CARD, HubModel
+from pipeline.models.cards import IPT_CARD
+from pipeline.models.hub import HubModel
 from pipeline.models.transformer import Body
 
 GREY_LEVELS = 255
@@ -25,12 +26,20 @@ class IPT(HubModel, config_class=IPTConfig, card=IPT_CARD):
 
     config: IPTConfig
 
-    def __init__(self, config: IPTConfig, *, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        config: IPTConfig,
+        *,
+        precision: Precision = "float32",
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         check_buildable(config)
         size, tasks = config.size, tuple(config.scales)
         self.config = config
         self.precision: Precision = precision  # of the products; parameters stay float32
+        # The body's layers are computed again in the backward pass, instead of kept for it.
+        self.activation_checkpointing = activation_checkpointing
         self.heads = nn.ModuleDict({task: Head(size.features) for task in tasks})
         self.body = Body(size, tasks)
         self.tails = nn.ModuleDict(
@@ -61,13 +70,21 @@ class IPT(HubModel, config_class=IPTConfig, card=IPT_CARD):
             self._check(task, x)
         counts = {task: len(x) for task, x in images.items()}
         device = self.mean.device
+        keeps_inputs_only = (
+            self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        )
         with computing_in(self.precision, device):
             features = torch.cat(
                 [self.heads[task](x * GREY_LEVELS - self.mean) for task, x in images.items()]
             )
-            tokens = self.body(tokens_of(features, self.config.size.token_size), counts)
+            tokens = self.body(
+                tokens_of(features, self.config.size.token_size),
+                counts,
+                activation_checkpointing=keeps_inputs_only,
+            )
         # The long skip is summed in the parameters' precision, whatever the body computed in.
         mixed = features.to(self.mean.dtype) + features_of(tokens, self.config.size)
+        del features  # where no gradient needs them, the tails need their memory
         slices = zip(
             counts,
             mixed.split(list(counts.values())),
@@ -102,7 +119,11 @@ class IPT(HubModel, config_class=IPTConfig, card=IPT_CARD):
         config = IPTConfig(
             size=self.config.size, scales={task: self.config.scales[task] for task in tasks}
         )
-        subset = IPT(config, precision=self.precision).to(self.mean)
+        subset = IPT(
+            config,
+            precision=self.precision,
+            activation_checkpointing=self.activation_checkpointing,
+        ).to(self.mean)
         weights = self.state_dict()
         subset.load_state_dict({name: weights[name] for name in subset.state_dict()})
         return subset.train(self.training)

@@ -61,6 +61,11 @@ def read_published(path: Path) -> dict[str, Tensor]:
     # A safetensors file begins with the 8 bytes of a length and a JSON object.
     content = read_weights(path) if start[8:] == b"{" else _read_tensors(path)
     state = _state_dict(path, content)
+    for name, each in state.items():
+        if each.layout != torch.strided or each.is_nested or each.is_meta or each.is_quantized:
+            raise ModelFileError(
+                f"{path}: {name} is sparse, nested, quantised or without values; save it dense"
+            )
     prefix = "module."
     if all(name.startswith(prefix) for name in state):
         return {name.removeprefix(prefix): each for name, each in state.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pipeline.model_configs import DnCNNConfig
+from pipeline.model_configs import COLOURS, DnCNNConfig
 from pipeline.models.dncnn import EPSILON, DnCNN
 from pipeline.models.hub import ModelFileError, faults_of
 from pipeline.models.matconvnet import is_matconvnet, read_matconvnet
@@ -127,6 +127,8 @@ def _infer_config(
             f"{origin}: takes {channels} channels and gives {len(last)}: it reads a noise map "
             "beside the image, as FDnCNN and FFDNet do; give a DnCNN, which needs none"
         )
+    if channels not in (1, COLOURS):
+        raise ModelFileError(f"{origin}: takes {channels} channels, where photographs have 1 or 3")
     return DnCNNConfig(depth=len(layers), features=features, channels=channels, batch_norm=False)
 
 

@@ -59,7 +59,7 @@ def infer_config(
         )
     if attention_heads < 1 or embedding % attention_heads:
         raise ContradictionError(
-            f"attention_heads: {attention_heads} does not divide the embedding of {embedding}; "
+            f"attention_heads: {attention_heads} is no divisor of the embedding of {embedding}; "
             "give the number that the model was trained with"
         )
     size = IPTSize(

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.model_configs import IPTSize
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases; queries, keys and values are (N, L, D).
-
-    Keys come from the same tensor as the queries or as the values.
-    """
+    """Multi-head attention without biases; queries, keys and values are (N, L, D)."""
 
     def __init__(self, embedding: int, heads: int) -> None:
         super().__init__()
@@ -28,17 +26,23 @@ class Attention(nn.Module):
         self.output = nn.Linear(embedding, embedding, bias=False)
         nn.init.kaiming_uniform_(self.projection, a=5**0.5)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None
+    ) -> Tensor:
+        """Keys are made of `query`, or of `key`; values of what keys are, or of `value`.
+
+        The caller leaves out what is one tensor with another: under ZeRO-3 `is` would not find it.
+        """
         width = self.projection.shape[1]
-        if query is key and key is value:
-            q, k, v = F.linear(query, self.projection).chunk(3, dim=-1)
-        elif query is key:
+        if key is not None:
+            assert value is None, "values come from the keys' tensor or from one of their own"
+            q = F.linear(query, self.projection[:width])
+            k, v = F.linear(key, self.projection[width:]).chunk(2, dim=-1)
+        elif value is not None:
             q, k = F.linear(query, self.projection[: 2 * width]).chunk(2, dim=-1)
             v = F.linear(value, self.projection[2 * width :])
         else:
-            assert key is value, "keys come from the queries or from the values"
-            q = F.linear(query, self.projection[:width])
-            k, v = F.linear(key, self.projection[width:]).chunk(2, dim=-1)
+            q, k, v = F.linear(query, self.projection).chunk(3, dim=-1)
         attended = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v))
         return self.output(attended.transpose(1, 2).flatten(2))
 
@@ -66,7 +70,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.attention_norm(x)
-        x = x + self.attention(y, y, y)
+        x = x + self.attention(y)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -84,9 +88,9 @@ class DecoderLayer(nn.Module):
         """`query` is the task's, (N, L, D) or (1, L, D)."""
         y = self.self_attention_norm(x)
         with_task = y + query
-        x = x + self.self_attention(with_task, with_task, y)
+        x = x + self.self_attention(with_task, None, y)
         # Differs from the paper: keys and values are the raw memory, as in the published models.
-        x = x + self.cross_attention(self.cross_attention_norm(x) + query, memory, memory)
+        x = x + self.cross_attention(self.cross_attention_norm(x) + query, memory)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -129,15 +133,33 @@ class Body(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(size) for _ in range(size.decoder_layers))
         self.mlp_head = FeedForward(size.embedding, size.hidden)
 
-    def forward(self, tokens: Tensor, counts: Mapping[str, int]) -> Tensor:
-        """`counts`: how many samples of each task stand in the batch, in this order."""
+    def forward(
+        self, tokens: Tensor, counts: Mapping[str, int], *, activation_checkpointing: bool = False
+    ) -> Tensor:
+        """`counts`: how many samples of each task stand in the batch, in this order.
+
+        With `activation_checkpointing` a layer keeps only its inputs for the backward pass, which
+        computes the rest again: less memory, the same gradients.
+        """
+        run = _run_checkpointed if activation_checkpointing else _run
         query = self.queries(counts)
         x = self.linear_encoding(tokens) + tokens
         # The float32 table keeps the sum, and so every residual below, in float32 under autocast.
         x = x + self.positions
         for layer in self.encoder:
-            x = layer(x)
+            x = run(layer, x)
         memory = x
         for layer in self.decoder:
-            x = layer(x, memory, query)
+            x = run(layer, x, memory, query)
         return self.mlp_head(x) + x
+
+
+def _run(layer: nn.Module, *inputs: Tensor) -> Tensor:
+    output: Tensor = layer(*inputs)
+    return output
+
+
+def _run_checkpointed(layer: nn.Module, *inputs: Tensor) -> Tensor:
+    # Nothing in a layer is random.
+    output: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return output
