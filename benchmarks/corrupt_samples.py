@@ -1,12 +1,15 @@
 """What the benchmark of corrupting works on: a listed source, one as large as ImageNet, and workers
 that watch their memory. Never imports torch, because workers import it."""
 
+import hashlib
 import json
 import resource
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +155,22 @@ def pool_rate(source: Listed, folder: Path, *, task: str, workers: int) -> PoolR
     (began, first), (ended, last) = next(each for each in seen if each[1]), seen[-1]
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return PoolRate(by_clock=(last - first) / (ended - began), by_processor=last / used)
+
+
+def loop_scaling() -> float:
+    """How many times as fast two processes are as one where they share nothing: 2 on free cores."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_loop_rate, (1, 1)))  # starts both
+        (one,) = pool.map(_loop_rate, (2000,))
+        return sum(pool.map(_loop_rate, (2000, 2000))) / one
+
+
+def _loop_rate(rounds: int) -> float:
+    block = bytes(MEBIBYTE)
+    began = time.perf_counter()
+    for _ in range(rounds):
+        hashlib.sha256(block)
+    return rounds / (time.perf_counter() - began)
 
 
 def grow_index(folder: Path, target: Path, count: int) -> None:

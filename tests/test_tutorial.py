@@ -44,7 +44,7 @@ def steps() -> Iterator[tuple[str, str | None, str | None, str]]:
         if parts[number].strip():
             yield from of_step()
             text, blocks = [parts[number]], []
-        if parts[number + 1] == "python":
+        if not parts[number + 2].startswith("python -m"):
             blocks.append(parts[number + 2])
     yield from of_step()
 
@@ -59,6 +59,8 @@ def apply(root: Path, file: str, how: str | None, what: str | None, code: str) -
     lines = path.read_text().splitlines(keepends=True)
     (place,) = (number for number, line in enumerate(lines) if line.strip().startswith(what))
     indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
+    if code.startswith("@"):  # a class, which two empty lines part from what follows
+        code += "\n\n"
     new = [indent + line if line.strip() else line for line in code.splitlines(keepends=True)]
     lines[place : place + (how == "in place of")] = new
     path.write_text("".join(lines))
