@@ -5,9 +5,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CONFIG ?= demo
 IMAGES ?=
-# make bench: a clone of huawei-noah/Pretrained-IPT, and the folder of a model to restore with.
+# make bench: a clone of huawei-noah/Pretrained-IPT, the folder of a model to restore with, and
+# photographs to corrupt.
 OFFICIAL ?=
 WEIGHTS ?=
+IMAGENET ?= data/imagenet/train
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -45,6 +47,7 @@ else
 	$(BIN)/python benchmarks/official.py --official "$(OFFICIAL)"
 endif
 	$(BIN)/python benchmarks/tilings.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	$(BIN)/python -m benchmarks.corrupt --source "$(IMAGENET)"
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py $(if $(OFFICIAL),--official "$(OFFICIAL)")

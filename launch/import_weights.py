@@ -13,7 +13,7 @@ from launch.terminal import CommandFailed
 from pipeline.artifacts import file_digest, sync_folder
 from pipeline.config_file import ConfigError
 from pipeline.model_configs import DnCNNConfig
-from pipeline.tasks import PUBLISHED_ORDER, TASKS
+from pipeline.tasks import IPT_TASKS, PUBLISHED_ORDER, TASKS
 
 if TYPE_CHECKING:
     from pipeline.models.hub import HubModel
@@ -55,8 +55,8 @@ def import_weights(
 def _check_tasks(tasks: tuple[str, ...] | None, only: str | None) -> None:
     for option, names in (("--tasks", tasks or ()), ("--task", (only,) if only else ())):
         for name in names:
-            if name not in TASKS:
-                raise ConfigError(f"{option}: unknown task {name!r}; known: {', '.join(TASKS)}")
+            if name not in IPT_TASKS:
+                raise ConfigError(f"{option}: unknown task {name!r}; known: {', '.join(IPT_TASKS)}")
     if tasks and only and only not in tasks:
         raise ConfigError(f"--task {only} is not among --tasks {','.join(tasks)}")
 
@@ -112,12 +112,12 @@ def _tasks_of(scales: tuple[int, ...], only: str | None, file: Path) -> tuple[st
         )
     if only:
         return (only,)
-    choices = tuple(name for name, task in TASKS.items() if task.scale == scales[0])
+    choices = tuple(name for name in IPT_TASKS if TASKS[name].scale == scales[0])
     if len(choices) == 1:
         return choices
     raise ConfigError(
         f"{file}: has one head, of scale {scales[0]}, which doesn't tell its task; add "
-        f"--tasks with one of {', '.join(choices or TASKS)}"
+        f"--tasks with one of {', '.join(choices or IPT_TASKS)}"
     )
 
 

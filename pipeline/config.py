@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.model_configs import COLOURS, DnCNNConfig, IPTSize
-from pipeline.tasks import PUBLISHED_ORDER, TASKS
+from pipeline.model_configs import DnCNNConfig, IPTSize
+from pipeline.tasks import IPT_TASKS, PUBLISHED_ORDER, TASKS
 
 
 def _known_task(name: str) -> str:
@@ -247,7 +247,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _models_fit_their_tasks(self) -> Self:
         for name in self.pretrain.tasks:
-            if TASKS[name].channels != COLOURS:
+            if name not in IPT_TASKS:
                 raise ValueError(
                     f"pretrain.tasks: {name} is grey, and the heads of an IPT take RGB; train a "
                     f"DnCNN for it, as dncnn.{name}"

@@ -140,6 +140,7 @@ TASKS: dict[str, Task] = {
     )
 }
 PUBLISHED_ORDER = ("sr2", "sr3", "sr4", "derain", "denoise30", "denoise50")
+IPT_TASKS = tuple(name for name, task in TASKS.items() if task.channels == 3)  # its heads take RGB
 
 
 def ranges(corruption: Corruption) -> dict[str, Range]:

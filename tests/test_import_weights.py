@@ -115,6 +115,7 @@ def test_heads_get_the_tasks_that_are_named(
         (("sr2",), ["--tasks", "sr2,fog"], "unknown task 'fog'; known: sr2, sr3"),
         (("sr2",), ["--tasks", ""], "unknown task ''"),
         (("sr2",), ["--task", "fog"], "unknown task 'fog'"),
+        (("derain",), ["--tasks", "grey25"], "unknown task 'grey25'"),
         (("sr2", "sr3"), ["--tasks", "sr2,sr3", "--task", "sr4"], "--task sr4 is not among"),
         (("sr2",), ["--attention-heads", "5"], "attention_heads: 5 is no divisor"),
         (("sr2",), ["--attention-heads", "0"], "attention_heads: 0 is no divisor"),

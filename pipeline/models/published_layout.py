@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.model_configs import COLOURS, IPTConfig, IPTSize, upsampling
 from pipeline.models.hub import ModelFileError, first_names
 from pipeline.models.ipt import GREY_LEVELS, MEAN
-from pipeline.tasks import TASKS
+from pipeline.tasks import IPT_TASKS, TASKS
 
 QUERIES = "body.query_embed.weight"  # (T, L × D)
 POSITIONS = "body.position_encoding.pe.weight"  # (L, D)
@@ -39,8 +39,8 @@ def infer_config(
             "name the task of each head, in order"
         )
     for task in tasks:
-        if task not in TASKS:
-            raise ContradictionError(f"unknown task {task!r}; known: {_listed(TASKS)}")
+        if task not in IPT_TASKS:
+            raise ContradictionError(f"unknown task {task!r}; known: {_listed(IPT_TASKS)}")
     if len(set(tasks)) < len(tasks):
         raise ContradictionError(f"a task is named twice: {_listed(tasks)}")
     features = _features(state)
