@@ -1,5 +1,4 @@
 import os
-import resource
 import zlib
 from contextlib import AbstractContextManager
 from io import BytesIO
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import png
 import pytest
+from data_samples import largest_file
 from PIL import Image, ImageCms
 
 from pipeline.data.png_writer import PngWriter, new_png, png_bytes
@@ -126,18 +126,8 @@ def test_a_band_of_another_kind_is_refused(tmp_path: Path) -> None:
         writer.write(_samples(4, 3, 3, np.uint16))
 
 
-@pytest.fixture
-def _files_of_at_most_4_kib():
-    """What a full disk does: the write fails halfway."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.usefixtures("_files_of_at_most_4_kib")
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="too large"):
+    with largest_file(4096), pytest.raises(OSError, match="too large"):
         _write(tmp_path / "a.png", _samples(100, 100, 3, np.uint8), rows=100)
 
     assert os.listdir(tmp_path) == []

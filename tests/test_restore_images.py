@@ -1,7 +1,6 @@
 """`ipt restore`: photographs in, PNG files out, nothing lost on the way."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import numpy as np
 import png
 import pytest
 import torch
+from data_samples import largest_file
 from PIL import Image, ImageCms
 
 from launch.__main__ import main
@@ -227,22 +227,11 @@ def test_a_damaged_image_does_not_stop_the_others(tmp_path: Path, identity: Path
     assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "2.png"]
 
 
-@pytest.fixture
-def _files_of_at_most_a_kibibyte():
-    """What a full disk does: the write fails halfway."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_leaves_no_partial_file(
-    tmp_path: Path, identity: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, identity: Path) -> None:
     paths = _photographs(tmp_path / "photos")
-    request.getfixturevalue("_files_of_at_most_a_kibibyte")
+    message = r"out/0\.png: File too large; nothing of 0\.png"
 
-    with pytest.raises(CommandFailed, match=r"out/0\.png: File too large; nothing of 0\.png"):
+    with largest_file(1024), pytest.raises(CommandFailed, match=message):
         _restore(paths, identity, tmp_path / "out")
 
     assert os.listdir(tmp_path / "out") == []
