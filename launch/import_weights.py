@@ -71,7 +71,11 @@ def _read(
         from_published,
         read_published,
     )
-    from pipeline.models.published_dncnn import is_dncnn, read_published_dncnn
+    from pipeline.models.published_dncnn import (
+        from_published_dncnn,
+        is_dncnn,
+        read_published_dncnn,
+    )
     from pipeline.models.published_layout import ContradictionError, tail_scales
 
     options = {"--tasks": tasks, "--task": only, "--attention-heads": attention_heads}
@@ -80,7 +84,9 @@ def _read(
     if state is None or is_dncnn(state):
         if given:
             raise ConfigError(f"{file}: is a DnCNN, which has one task; leave out {given[0]}")
-        return read_published_dncnn(file)
+        if state is None:
+            return read_published_dncnn(file)
+        return from_published_dncnn(state, origin=str(file))
     if attention_heads is None:
         attention_heads = PUBLISHED_ATTENTION_HEADS
     try:

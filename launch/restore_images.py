@@ -80,7 +80,7 @@ def restore_images(
 
 def _listed(images: Sequence[Path]) -> list[Path]:
     """The images themselves, and for a folder those directly inside, sorted."""
-    from pipeline.data.source import PHOTOGRAPH_SUFFIXES
+    from pipeline.data.source import is_photograph_file
 
     listed: list[Path] = []
     for image in images:
@@ -90,11 +90,7 @@ def _listed(images: Sequence[Path]) -> list[Path]:
             listed.append(image)
             continue
         inside = sorted(
-            each
-            for each in image.iterdir()
-            if each.suffix.lower() in PHOTOGRAPH_SUFFIXES
-            and each.is_file()
-            and not each.name.startswith(".")
+            each for each in image.iterdir() if is_photograph_file(each) and each.is_file()
         )
         if not inside:
             raise ConfigError(f"{image}: no image directly inside this folder")
@@ -149,7 +145,7 @@ def _device(name: str | None) -> "torch.device":
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"--device {name}: can't be used here ({reason})") from error
     return device

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.artifacts import Artifact, seal
 from pipeline.config import CorruptConfig, RainLayersConfig, Runtime, SourceConfig
+from pipeline.data.shard_making import ShardSettings
 from pipeline.data.shards import ShardRecord, writing_shard
 from pipeline.data.source_index import SourceIndex
 from pipeline.graph import Job, Stage
@@ -201,6 +202,24 @@ def imported_by(code: str) -> set[str]:
         check=True,
     )
     return set(printed.stdout.split())
+
+
+def sr3_settings(
+    shards: Path, source: Artifact, photographs: Path, *, samples_per_shard: int
+) -> ShardSettings:
+    """What a worker of the corrupt stage is told, to make SMALL shards of sr3."""
+    return ShardSettings(
+        folder=shards,
+        index_folder=source.folder,
+        root=photographs,
+        rain_layers=None,
+        task=TASKS["sr3"],
+        seed=0,
+        crops_per_image=SMALL.crops_per_image,
+        patch_size=SMALL.patch_size,
+        samples_per_shard=samples_per_shard,
+        image_format="npy",
+    )
 
 
 def is_running(pid: int) -> bool:

@@ -15,14 +15,14 @@ from data_samples import (
     listed,
     photograph,
     png_of_size,
+    sr3_settings,
     write_photographs,
 )
 from PIL import Image
 
 from pipeline.artifacts import Artifact
-from pipeline.data.shard_making import ShardSettings, make_shard, plan_shards
+from pipeline.data.shard_making import make_shard, plan_shards
 from pipeline.graph import StageError
-from pipeline.tasks import TASKS
 
 CROP = 24  # pixels; sr3 from patches of 8
 COLOUR = Image.fromarray(photograph(0))
@@ -121,18 +121,7 @@ def made_from(photographs: Path, folder: Path) -> tuple[list[str], dict[str, str
     By the function that workers call, in this process.
     """
     source = listed(photographs, folder / "source", held_out=["class1/*"])
-    settings = ShardSettings(
-        folder=folder,
-        index_folder=source.folder,
-        root=photographs,
-        rain_layers=None,
-        task=TASKS["sr3"],
-        seed=0,
-        crops_per_image=SMALL.crops_per_image,
-        patch_size=SMALL.patch_size,
-        samples_per_shard=100,
-        image_format="npy",
-    )
+    settings = sr3_settings(folder, source, photographs, samples_per_shard=100)
     described: list[str] = []
     skipped: dict[str, str] = {}
     for unit in plan_shards(3, 1, settings):

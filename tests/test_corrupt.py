@@ -14,6 +14,7 @@ from data_samples import (
     listed,
     photograph,
     shard_bytes,
+    sr3_settings,
     write_photographs,
 )
 from PIL import Image
@@ -21,11 +22,10 @@ from PIL import Image
 from pipeline.artifacts import Artifact
 from pipeline.config import Runtime
 from pipeline.corruptions.bicubic import imresize, modcrop
-from pipeline.data.shard_making import ShardSettings, make_shard, plan_shards
+from pipeline.data.shard_making import make_shard, plan_shards
 from pipeline.data.shard_reader import open_shards
 from pipeline.data.source_index import SourceIndex
 from pipeline.graph import Job, StageError
-from pipeline.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -206,18 +206,7 @@ def test_a_photograph_that_nobody_may_read_is_skipped_and_listed(public: Path) -
     shards = public / "sr3" / "shards"
     shards.mkdir(parents=True)
     shards.chmod(0o777)
-    settings = ShardSettings(
-        folder=shards,
-        index_folder=source.folder,
-        root=photographs,
-        rain_layers=None,
-        task=TASKS["sr3"],
-        seed=0,
-        crops_per_image=SMALL.crops_per_image,
-        patch_size=SMALL.patch_size,
-        samples_per_shard=SMALL.samples_per_shard,
-        image_format="npy",
-    )
+    settings = sr3_settings(shards, source, photographs, samples_per_shard=SMALL.samples_per_shard)
     # Here, because not every worker process of another user may read this checkout.
     with as_nobody():
         for unit in plan_shards(6, 2, settings):

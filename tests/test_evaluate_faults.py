@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from evaluate_samples import (
     evaluate,
@@ -13,25 +15,29 @@ from PIL import Image
 from pipeline import config
 from pipeline.artifacts import Artifact
 from pipeline.config_file import ConfigError
-from pipeline.graph import StageError
+from pipeline.graph import Stage, StageError
 from pipeline.model_configs import DnCNNConfig
 from pipeline.models.dncnn import DnCNN
 from pipeline.tasks import TASKS
 from stages.evaluate import evaluate_stage
 
 
-def test_without_a_test_set_for_its_task_it_says_what_to_add(tmp_path):
-    test_set = config.TestSetConfig(path=str(tmp_path), tasks=("sr2",))
+def stage_scoring(folder: Path, tasks: tuple[str, ...] | None = None) -> Stage:
+    """The stage that scores a DnCNN on the photographs of `folder`, as the test set "mine"."""
+    test_set = config.TestSetConfig(path=str(folder), tasks=tasks)
+    return evaluate_stage(
+        stage_of("dncnn", "dncnn-denoise30"),
+        TASKS["denoise30"],
+        config.EvaluateConfig(test_sets={"mine": test_set}),
+        sources={},
+        rain_layers=None,
+    )
 
+
+def test_without_a_test_set_for_its_task_it_says_what_to_add(tmp_path):
     # Already where the graph is built: nothing has started.
     with pytest.raises(ConfigError, match="none is for denoise30; add denoise30"):
-        evaluate_stage(
-            stage_of("dncnn", "dncnn-denoise30"),
-            TASKS["denoise30"],
-            config.EvaluateConfig(test_sets={"mine": test_set}),
-            sources={},
-            rain_layers=None,
-        )
+        stage_scoring(tmp_path, tasks=("sr2",))
 
 
 def test_a_damaged_model_is_named(tmp_path):
@@ -68,14 +74,7 @@ def test_a_model_that_diverged_is_refused_and_not_scored_as_perfect(tmp_path):
 
 def test_a_changed_folder_makes_the_scores_stale(tmp_path):
     save_photographs(tmp_path / "clean", 1)
-    test_set = config.TestSetConfig(path=str(tmp_path / "clean"))
-    stage = evaluate_stage(
-        stage_of("dncnn", "dncnn-denoise30"),
-        TASKS["denoise30"],
-        config.EvaluateConfig(test_sets={"mine": test_set}),
-        sources={},
-        rain_layers=None,
-    )
+    stage = stage_scoring(tmp_path / "clean")
     summary = run_stage(stage, tmp_path / "evaluate", {"model": identity_dncnn(tmp_path / "model")})
     manifest = sealed(tmp_path / "evaluate", summary).manifest
 
@@ -92,14 +91,7 @@ def test_a_changed_folder_makes_the_scores_stale(tmp_path):
 
 def test_a_folder_that_changes_while_it_is_scored_is_scored_again(tmp_path):
     save_photographs(tmp_path / "clean", 1)
-    test_set = config.TestSetConfig(path=str(tmp_path / "clean"))
-    stage = evaluate_stage(
-        stage_of("dncnn", "dncnn-denoise30"),
-        TASKS["denoise30"],
-        config.EvaluateConfig(test_sets={"mine": test_set}),
-        sources={},
-        rain_layers=None,
-    )
+    stage = stage_scoring(tmp_path / "clean")
 
     summary = run_stage(
         stage,

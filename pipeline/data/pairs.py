@@ -133,21 +133,3 @@ def check_sizes(clean: np.ndarray, corrupted: np.ndarray, *, scale: int, names: 
                 f"{names}: {' and '.join(sizes)} pixels, but the clean photograph must be {scale} "
                 "times as large per side; check that they belong together and to this task"
             )
-
-
-def pair_crop(
-    clean: np.ndarray,
-    corrupted: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    scale: int,
-    patch_size: int,
-) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """(clean, corrupted, its place in `corrupted`): the same region of both photographs."""
-    top, left = (int(rng.integers(side - patch_size + 1)) for side in corrupted.shape[:2])
-    size = scale * patch_size
-    return (
-        clean[scale * top :, scale * left :][:size, :size],
-        corrupted[top:, left:][:patch_size, :patch_size],
-        (top, left),
-    )

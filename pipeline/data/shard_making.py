@@ -17,7 +17,7 @@ from pipeline.corruptions.bicubic import modcrop
 from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.keyed import generator
 from pipeline.data.order import keyed_number, permute
-from pipeline.data.pairs import check_sizes, pair_crop
+from pipeline.data.pairs import check_sizes
 from pipeline.data.rain_bank import open_layers
 from pipeline.data.shards import Format, ShardRecord, ShardWriter, shard_name, writing_shard
 from pipeline.data.source import UnreadablePhotograph
@@ -109,10 +109,7 @@ def make_shard(
                 skipped.append(record)
             else:
                 for crop in range(settings.crops_per_image):
-                    if partner is None:
-                        _add_crop(writer, index, number, image, crop, settings, layers)
-                    else:
-                        _add_pair(writer, index, number, (image, partner), crop, settings)
+                    _add_crop(writer, index, number, (image, partner), crop, settings, layers)
             after_image()
         return writer.finish(skipped)
 
@@ -147,19 +144,21 @@ def _read_partner(
     corrupted = _read(index.corrupted, partner, smallest_side=settings.patch_size)
     names = f"{index.place(number)} and {index.corrupted.place(partner)}"
     check_sizes(clean, corrupted, scale=settings.task.scale, names=names)
-    return corrupted
+    return with_channels(corrupted, settings.task.channels)
 
 
 def _add_crop(
     writer: ShardWriter,
     index: SourceIndex,
     number: int,
-    image: np.ndarray,
+    photographs: tuple[np.ndarray, np.ndarray | None],
     crop: int,
     settings: ShardSettings,
     rain_layers: np.ndarray | None,
 ) -> None:
+    """One crop of a clean photograph, corrupted here; or with the same region of its partner."""
     task, scale, size = settings.task, settings.task.scale, settings.crop_size
+    image, partner = photographs
     key = index.key(number)
     rng = generator("crop", settings.seed, key, task.name, crop)
     # Positions are multiples of the scale, so that the small image's pixels are the same as if
@@ -169,51 +168,28 @@ def _add_crop(
         for side in image.shape[:2]
     )
     images, corruption = {"clean": image[top : top + size, left : left + size]}, task.corruption
-    if task.stores_corrupted:
-        corruption = drawn(corruption, rng)
-        images["clean"], images["corrupted"] = corrupt_crop(
-            modcrop(image, scale),
-            corruption,
-            rng,
-            top=top,
-            left=left,
-            patch_size=settings.patch_size,
-            rain_layers=rain_layers,
-        )
+    if partner is not None:
+        region = partner[top // scale :, left // scale :]
+        images["corrupted"] = region[: settings.patch_size, : settings.patch_size]
+        parameters: dict[str, JSON] = {"corruption": "given"}
+    else:
+        if task.stores_corrupted:
+            corruption = drawn(corruption, rng)
+            images["clean"], images["corrupted"] = corrupt_crop(
+                modcrop(image, scale),
+                corruption,
+                rng,
+                top=top,
+                left=left,
+                patch_size=settings.patch_size,
+                rain_layers=rain_layers,
+            )
+        parameters = {"corruption": type(corruption).__name__, **asdict(corruption)}
     description: dict[str, JSON] = {
         "source": index.name(number),
         "box": [top, left, size, size],  # top, left, height, width in the photograph
         "task": task.name,
         "seed": settings.seed,
-        "parameters": {"corruption": type(corruption).__name__, **asdict(corruption)},
+        "parameters": parameters,
     }
     writer.add(f"{key}-{crop}", images, description)
-
-
-def _add_pair(
-    writer: ShardWriter,
-    index: SourceIndex,
-    number: int,
-    pair: tuple[np.ndarray, np.ndarray],
-    crop: int,
-    settings: ShardSettings,
-) -> None:
-    """The same region of a clean photograph and of its corrupted version, as their files are."""
-    task, key = settings.task, index.key(number)
-    rng = generator("crop", settings.seed, key, task.name, crop)
-    clean, corrupted, place = pair_crop(
-        *pair, rng, scale=task.scale, patch_size=settings.patch_size
-    )
-    images = {"clean": clean, "corrupted": corrupted}
-    description: dict[str, JSON] = {
-        "source": index.name(number),
-        "box": [*(task.scale * each for each in place), *clean.shape[:2]],
-        "task": task.name,
-        "seed": settings.seed,
-        "parameters": {"corruption": "given"},
-    }
-    writer.add(
-        f"{key}-{crop}",
-        {name: with_channels(image, task.channels) for name, image in images.items()},
-        description,
-    )

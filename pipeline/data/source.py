@@ -55,6 +55,11 @@ class UnreadablePhotograph(ValueError):  # noqa: N818 - the name says what is wr
         return str(self).partition(" (")[0]
 
 
+def is_photograph_file(path: Path) -> bool:
+    """Whether the name says so, and isn't hidden."""
+    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not path.name.startswith(".")
+
+
 def readable(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 

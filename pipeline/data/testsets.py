@@ -20,8 +20,8 @@ from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.keyed import generator
 from pipeline.data.pairs import bare_name
 from pipeline.data.source import (
-    PHOTOGRAPH_SUFFIXES,
     UnreadablePhotograph,
+    is_photograph_file,
     read_photograph,
     readable,
 )
@@ -214,7 +214,7 @@ def _images_of(folder: Path) -> dict[str, Path]:
         raise TestSetError(f"{folder}: no such folder; a test set names a folder of images")
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not _is_image(path):
+        if not is_photograph_file(path):
             continue
         stem = readable(os.fsencode(path.stem))
         if stem in images:
@@ -223,14 +223,12 @@ def _images_of(folder: Path) -> dict[str, Path]:
             )
         images[stem] = path
     if not images:
-        below = sorted({str(each.parent) for each in folder.rglob("*") if _is_image(each)})[:5]
+        below = sorted(
+            {str(each.parent) for each in folder.rglob("*") if is_photograph_file(each)}
+        )[:5]
         hint = f"; there are some in {', '.join(below)}" if below else ""
         raise TestSetError(f"{folder}: no image lies directly in it{hint}")
     return images
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not path.name.startswith(".")
 
 
 def _paired(

@@ -45,11 +45,16 @@ def read_published_dncnn(path: Path) -> DnCNN:
     if is_matconvnet(path):
         state = read_matconvnet(path, prefix=_MATCONVNET)
         return _model(state, _layers(state, _MATCONVNET), epsilon=0, origin=str(path))
-    state = read_published(path)
+    return from_published_dncnn(read_published(path), origin=str(path))
+
+
+def from_published_dncnn(published: Mapping[str, Tensor], *, origin: str = "checkpoint") -> DnCNN:
+    """The model of a published state dict, folded, in evaluation mode."""
+    state = dict(published)
     match = next((match for match in map(_PARAMETER.fullmatch, state) if match), None)
     if match is None:
         raise ModelFileError(
-            f"{path}: not a published DnCNN, whose tensors are model.0.weight or dncnn.0.weight "
+            f"{origin}: not a published DnCNN, whose tensors are model.0.weight or dncnn.0.weight "
             f"and so on; this holds {', '.join(list(state)[:3]) or 'none'}"
         )
     layers = _layers(state, match[1])
@@ -57,7 +62,7 @@ def read_published_dncnn(path: Path) -> DnCNN:
         if layer.norm:  # a counter of steps, which evaluation doesn't use and old files don't have
             state.pop(layer.norm[0].removesuffix("weight") + "num_batches_tracked", None)
     epsilon = EPSILON if any(layer.bias for layer in layers) else _EPSILON_WITHOUT_BIAS
-    return _model(state, layers, epsilon=epsilon, origin=str(path))
+    return _model(state, layers, epsilon=epsilon, origin=origin)
 
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> list[_Layer]:
