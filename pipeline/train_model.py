@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from pipeline.artifacts import JSON, Artifact, sync_folder
 from pipeline.config import PretrainConfig, TrainingConfig
 from pipeline.config_file import ConfigError
-from pipeline.data.loader import Stream, open_stream, training_batches, validation_crops
+from pipeline.data.loader import WorkerLost, training_batches, validation_crops
 from pipeline.data.order import OrderError
 from pipeline.data.shards import ShardError
+from pipeline.data.streams import Stream, open_stream
 from pipeline.graph import Job, StageError
 from pipeline.model_configs import COLOURS
 from pipeline.models.hub import HubModel
@@ -66,8 +67,8 @@ def train_and_export(
             runtime=job.runtime,
             folder=job.folder,
             fingerprint=job.fingerprint,
-            batches=lambda place: _batches(
-                streams, place, config=config, seed=seed, workers=job.runtime.workers
+            batches=lambda place, device: _batches(
+                streams, place, device, config=config, seed=seed, workers=job.runtime.workers
             ),
             groups=groups,
             images=lambda model: _pictures(model, crops, restore),
@@ -90,12 +91,18 @@ def _sentences() -> Iterator[None]:
         yield
     except (LaunchError, OrderError) as error:
         raise ConfigError(str(error)) from None
-    except (CheckpointError, ShardError) as error:
+    except (CheckpointError, ShardError, WorkerLost) as error:
         raise StageError(str(error)) from error
 
 
 def _batches(
-    streams: Mapping[str, Stream], place: Place, *, config: TrainingConfig, seed: int, workers: int
+    streams: Mapping[str, Stream],
+    place: Place,
+    device: torch.device,
+    *,
+    config: TrainingConfig,
+    seed: int,
+    workers: int,
 ) -> Iterable[Batch]:
     return training_batches(
         streams,
@@ -109,6 +116,7 @@ def _batches(
         rank=place.rank,
         world_size=place.world_size,
         workers=workers,
+        device=device,
     )
 
 

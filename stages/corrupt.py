@@ -152,10 +152,14 @@ def _settings(job: Job, task: Task) -> "ShardSettings":
 
 
 def _finished(folder: Path, units: Sequence["ShardUnit"]) -> dict["ShardUnit", "ShardRecord"]:
-    from pipeline.data.shards import read_record
+    from pipeline.data.shards import is_whole, read_record
 
     records = {unit: read_record(folder, unit.name) for unit in units}
-    return {unit: record for unit, record in records.items() if record is not None}
+    return {
+        unit: record
+        for unit, record in records.items()
+        if record is not None and is_whole(folder, record)
+    }
 
 
 def _delete_half_written(folder: Path, *, older_than: float) -> None:

@@ -13,9 +13,10 @@ from pipeline.config import DataConfig
 from pipeline.corruptions.blur import blur_region, gaussian_kernel, motion_kernel
 from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.jpeg import compress_region
-from pipeline.data.loader import Stream, open_stream, training_batches
+from pipeline.data.loader import training_batches
 from pipeline.data.shard_reader import open_shards
 from pipeline.data.source import read_photograph
+from pipeline.data.streams import Stream, open_stream
 from pipeline.tasks import TASKS, ranges, task_named
 
 
@@ -109,6 +110,7 @@ def one_batch(stream: Stream, *, step: int = 0, **data: bool) -> tuple[torch.Ten
         rank=0,
         world_size=1,
         workers=0,
+        device=torch.device("cpu"),
     )
     corrupted_images, clean = batch[stream.task.name]
     order = sorted(range(len(clean)), key=lambda i: clean[i].numpy().tobytes())

@@ -16,7 +16,8 @@ from pipeline import config
 from pipeline.artifacts import Artifact
 from pipeline.corruptions.grey import with_channels
 from pipeline.data import testsets
-from pipeline.data.loader import open_stream, validation_crops
+from pipeline.data.loader import validation_crops
+from pipeline.data.streams import open_stream
 from pipeline.metrics import psnr
 from pipeline.model_configs import DnCNNConfig
 from pipeline.models.dncnn import DnCNN

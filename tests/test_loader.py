@@ -7,15 +7,10 @@ import torch
 from data_samples import SMALL, corrupted, write_photographs
 
 from pipeline.config import DataConfig
-from pipeline.data.loader import (
-    Batch,
-    Stream,
-    open_stream,
-    training_batches,
-    validation_crops,
-)
+from pipeline.data.loader import Batch, training_batches, validation_crops
 from pipeline.data.order import OrderError
 from pipeline.data.shards import ShardError
+from pipeline.data.streams import Stream, open_stream
 from pipeline.tasks import TASKS, task_named
 
 NAMES = ("sr2", "derain", "denoise30")
@@ -48,6 +43,7 @@ def batches(streams: dict[str, Stream], **changes: object) -> list[Batch]:
         "rank": 0,
         "world_size": 1,
         "workers": 0,
+        "device": torch.device("cpu"),
     }
     return list(training_batches(streams, **(settings | changes)))
 

@@ -17,21 +17,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 TRAINING = """
-import sys, time
+import multiprocessing, sys, time
+import torch
 from pathlib import Path
 sys.path.insert(0, {repository!r})
 from pipeline.config import DataConfig
-from pipeline.data.loader import open_stream, training_batches
+from pipeline.data.loader import training_batches
+from pipeline.data.streams import open_stream
 from pipeline.tasks import TASKS
 if __name__ == "__main__":
     stream = open_stream(Path({folder!r}), TASKS["sr2"], split="train")
     loader = training_batches(
         {{"sr2": stream}}, config=DataConfig(), tasks_per_step="one", batch=12, micro_batch=12,
         seed=0, start_step=0, steps=10**9, rank=0, world_size=1, workers=2,
+        device=torch.device("cpu"),
     )
     iterator = iter(loader)
     next(iterator)
-    print(*(worker.pid for worker in iterator._workers), flush=True)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     for line in sys.stdin:
         for _ in range(10):
             next(iterator)

@@ -136,7 +136,7 @@ def test_a_finished_training_run_again_only_returns(tmp_path: Path) -> None:
         runtime=toy_runtime(),
         folder=tmp_path,
         fingerprint="f" * 64,
-        batches=lambda place: pytest.fail("read data"),
+        batches=lambda place, device: pytest.fail("read data"),
         groups=model.parameter_groups(),
     )
 
@@ -154,7 +154,7 @@ def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:
             runtime=toy_runtime(),
             folder=tmp_path,
             fingerprint="f" * 64,
-            batches=lambda place: [],
+            batches=lambda place, device: [],
             groups=model.parameter_groups(),
         )
 
@@ -198,7 +198,7 @@ def test_losses_and_images_reach_tensorboard(tmp_path: Path) -> None:
         runtime=toy_runtime(trackers=("tensorboard",), images_every_steps=5),
         folder=tmp_path,
         fingerprint="f" * 64,
-        batches=lambda place: toy_batches(config, place),
+        batches=lambda place, device: toy_batches(config, place),
         groups=model.parameter_groups(),
         images=pictures,
     )
@@ -226,7 +226,7 @@ def test_progress_and_the_plain_line_tell_how_far_it_is(
             runtime=toy_runtime(),
             folder=tmp_path,
             fingerprint="f" * 64,
-            batches=lambda place: toy_batches(config, place),
+            batches=lambda place, device: toy_batches(config, place),
             groups=model.parameter_groups(),
             progress=lambda done, total, note="": seen.append((done, total)),
         )

@@ -29,7 +29,7 @@ def _fit_stopping(folder: Path, *, after: int | None, number: int = signal.SIGUS
     config = toy_config()
     model = toy_model(normalises=True)
 
-    def batches(place: Place) -> Iterator[Batch]:
+    def batches(place: Place, device: torch.device) -> Iterator[Batch]:
         for count, batch in enumerate(toy_batches(config, place)):
             if after is not None and place.start_step + count // place.accumulation == after:
                 os.kill(os.getpid(), number)

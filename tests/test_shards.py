@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -164,6 +165,38 @@ def test_an_index_that_does_not_match_its_tar_is_an_error(tmp_path: Path) -> Non
         reader.images("clean", np.array([0]), np.array([0]))
 
 
+def test_a_tar_cut_short_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    record = write_shard(tmp_path)
+    reader = open_shards(tmp_path, "train")
+    reader.keys(np.array([0]), np.array([0]))
+
+    os.truncate(tmp_path / record.file, 3 * record.stride)
+
+    with pytest.raises(ShardError, match=r"train-00000.tar: ends at byte \d+, its record says"):
+        reader.images("clean", np.array([0]), np.array([4]))
+
+
+def test_offsets_of_another_tar_are_an_error(tmp_path: Path) -> None:
+    write_shard(tmp_path, image_format="png")
+    path = tmp_path / "train-00000.offsets.npy"
+    np.save(path, np.load(path)[:3])
+
+    with pytest.raises(ShardError, match="places of 3 samples, the record of its tar says 5"):
+        open_shards(tmp_path, "train").check([0])
+
+
+def test_shards_of_other_images_are_an_error(tmp_path: Path) -> None:
+    write_shard(tmp_path)
+    path = tmp_path / "train-00000.json"
+    other = json.loads(path.read_text()) | {"file": "train-00001.tar"}
+    other["images"]["clean"] = [48, 12, 3]
+    (tmp_path / "train-00001.tar").write_bytes((tmp_path / "train-00000.tar").read_bytes())
+    (tmp_path / "train-00001.json").write_text(json.dumps(other))
+
+    with pytest.raises(ShardError, match=r"train-00001.tar: its images are .*\[48, 12, 3\]"):
+        open_shards(tmp_path, "train")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"file": "x"}', "null"])
 def test_a_damaged_record_is_an_error(tmp_path: Path, content: str) -> None:
     write_shard(tmp_path)
@@ -185,7 +218,7 @@ def test_a_damaged_png_names_its_sample(tmp_path: Path) -> None:
         open_shards(tmp_path, "train").images("clean", np.array([0]), np.array([2]))
 
 
-def test_a_reader_travels_to_other_processes_without_its_maps(tmp_path: Path) -> None:
+def test_a_reader_travels_to_other_processes_without_its_open_files(tmp_path: Path) -> None:
     write_shard(tmp_path)
     reader = open_shards(tmp_path, "train")
     first = reader.images("clean", np.array([0]), np.array([1]))
@@ -202,13 +235,13 @@ def test_many_shards_are_read_with_few_open_files(
 ) -> None:
     for number in range(6):
         write_shard(tmp_path, name=f"train-{number:05d}")
-    monkeypatch.setattr("pipeline.data.shard_reader.MAPS_KEPT", 2)
+    monkeypatch.setattr("pipeline.data.shard_reader.OPEN_SHARDS", 2)
     reader = open_shards(tmp_path, "train")
 
     images = reader.images("clean", np.arange(6), np.arange(6) % 5)
 
     assert np.array_equal(images, np.stack([CLEAN[number % 5] for number in range(6)]))
-    assert len(reader._maps) == 2
+    assert len(reader._open) == 2
 
 
 def test_nothing_that_writes_or_reads_shards_imports_torch() -> None:

@@ -12,12 +12,13 @@ from source_samples import PAIRS, listed_pairs, pairs_stage, write_pairs
 
 from pipeline import config
 from pipeline.artifacts import Artifact
-from pipeline.config import DataConfig, RunConfig, SourceConfig
+from pipeline.config import RunConfig, SourceConfig
 from pipeline.config_file import ConfigError
-from pipeline.data.loader import open_stream, validation_crops
+from pipeline.data.loader import validation_crops
 from pipeline.data.order import SampleIds
 from pipeline.data.shard_reader import open_shards
 from pipeline.data.source_index import SourceIndex
+from pipeline.data.streams import Drawn, open_stream
 from pipeline.data.testsets import open_test_set
 from pipeline.graph import StageError
 from pipeline.report.samples import validation_samples
@@ -85,10 +86,11 @@ def test_a_noise_task_trains_on_stored_pairs(tmp_path: Path) -> None:
     first = np.zeros(1, int)
     ids = SampleIds(passes=first, shards=first, places=first)
 
-    corrupted, clean = stream.pairs(ids, seed=0, data=DataConfig())
+    corrupted, clean = stream.pair(ids, Drawn(seed=0))
 
-    assert np.array_equal(corrupted, stream.reader.images("corrupted", ids.shards, ids.places))
-    assert not np.array_equal(corrupted, clean)
+    stored = stream.reader.images("corrupted", ids.shards, ids.places)
+    assert np.array_equal(corrupted.permute(0, 2, 3, 1), stored)
+    assert not torch.equal(corrupted, clean)
     validation = open_stream(artifact.folder, TASKS["denoise30"], split="validation")
     watched, _ = validation_crops(validation, 99, seed=0)
     assert watched.dtype == torch.uint8

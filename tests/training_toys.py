@@ -132,7 +132,7 @@ def toy_fit(
         runtime=toy_runtime(**values),
         folder=folder,
         fingerprint="f" * 64,
-        batches=lambda place: toy_batches(chosen, place, poisoned_steps=poisoned_steps),
+        batches=lambda place, device: toy_batches(chosen, place, poisoned_steps=poisoned_steps),
         groups=model.parameter_groups(),
     )
     return model, trained

@@ -1,7 +1,8 @@
 """From shards to training batches, the same for any number of workers.
 
-A worker is given nothing but the number of a micro-batch: which samples that is, their noise and
-their flips are functions of the seed, so there is no state to keep, to save or to get wrong.
+A worker is given nothing but places in the sequence of samples that its process trains on: which
+samples these are, their noise and their flips are functions of the seed, so there is no state to
+keep, to save or to get wrong.
 """
 
 # N batch, C channels, H W height and width; images leave as (N, C, H, W).
@@ -10,10 +11,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import DataConfig
-from pipeline.corruptions.apply import corrupt
-from pipeline.corruptions.keyed import generator
 from pipeline.data.order import (
     Division,
     SampleIds,
@@ -33,68 +31,141 @@ from pipeline.data.order import (
     shuffled,
     task_of_step,
 )
-from pipeline.data.shard_reader import ShardReader, open_shards
+from pipeline.data.shards import ShardError
+from pipeline.data.streams import Drawn, Pair, Stream
 from pipeline.data.worker_processes import (
     FOR_THE_PARENT,
     blocked_in_children,
     exit_with_parent,
 )
-from pipeline.tasks import Task
 
-# By task: (corrupted, clean), each uint8 0..255, or float32 in [0, 1] where noise was drawn, which
-# leaves that range if the task doesn't clip.
-Batch = dict[str, tuple[Tensor, Tensor]]
+Batch = dict[str, Pair]  # by task
 
 # SIGTERM too: the training process still needs its next batches to reach a checkpoint.
 IGNORED = (*FOR_THE_PARENT, signal.SIGTERM)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """The finished samples of one task."""
+class WorkerLost(Exception):  # noqa: N818 - what happened to it, not an error of its own
+    """A worker process of the loader ended; the message says what is known."""
 
-    task: Task
-    reader: ShardReader
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Dataset[Tensor]):
+    """The samples of one process in the order in which it trains on them, read a micro-batch at a
+    time: a step is `division.accumulation` of them."""
+
+    streams: Mapping[str, Stream]
+    orders: Mapping[str, StreamOrder]
+    division: Division
+    tasks_per_step: Literal["one", "all"]
+    drawn: Drawn
+    rank: int
 
     @property
-    def samples(self) -> int:
-        return sum(self.reader.counts)
+    def micro_batch(self) -> int:
+        return self.division.share_of_micro_batch * (
+            len(self.streams) if self.tasks_per_step == "all" else 1
+        )
 
-    def pairs(
-        self, ids: SampleIds, *, seed: int, data: DataConfig, purpose: str = "train"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(corrupted, clean), each (N, H, W, C)."""
-        clean = self.reader.images("clean", ids.shards, ids.places)
-        keys = self.reader.keys(ids.shards, ids.places)
-        passes = ids.passes.tolist()
-        corrupted = None
-        if self.reader.stores_corrupted:
-            corrupted = self.reader.images("corrupted", ids.shards, ids.places)
-        if data.flips_and_rotations:
-            turns = [
-                int(generator("turn", purpose, seed, self.task.name, key, number).integers(8))
-                for key, number in zip(keys, passes, strict=True)
-            ]
-            clean = _turned(clean, turns)
-            corrupted = None if corrupted is None else _turned(corrupted, turns)
-        if corrupted is None:
-            if not data.fresh_noise:
-                passes = [0] * len(passes)
-            corrupted = np.empty(clean.shape, np.float32)
-            for place, (key, number) in enumerate(zip(keys, passes, strict=True)):
-                rng = generator("noise", purpose, seed, self.task.name, key, number)
-                corrupted[place] = corrupt(
-                    clean[place], self.task.corruption, rng, rain_layers=None
-                )
-        return corrupted, clean
+    def visits(self, step: int) -> dict[str, int]:
+        """The tasks of a step, and how often each was trained before."""
+        if self.tasks_per_step == "all":
+            return dict.fromkeys(self.streams, step)
+        return dict([task_of_step(step, list(self.streams), self.drawn.seed)])
+
+    def ids(self, number: int) -> dict[str, SampleIds]:
+        """The samples of micro-batch `number`, counted from the first step on, by task."""
+        step, micro = divmod(number, self.division.accumulation)
+        elements = self.division.elements(self.rank, micro)
+        return {
+            name: self.orders[name].ids(visit, self.division.share, elements)
+            for name, visit in self.visits(step).items()
+        }
+
+    def __getitems__(self, places: range) -> Tensor | ShardError:
+        """The micro-batch at `places`, packed into bytes; an error is returned, because raising it
+        in a worker would bury its sentence under a traceback."""
+        ids = self.ids(places.start // self.micro_batch)
+        count = self.division.share_of_micro_batch
+        sizes = [self.streams[name].packed_bytes(count) for name in ids]
+        packed = torch.empty(sum(sizes), dtype=torch.uint8)
+        try:
+            for part, (name, of_task) in zip(packed.split(sizes), ids.items(), strict=True):
+                self.streams[name].pack(part.numpy(), of_task, self.drawn)
+        except ShardError as error:
+            return error
+        return packed
+
+    def unpack(self, packed: Tensor, number: int) -> Batch:
+        """The micro-batch `number` from its bytes, on the device where they are."""
+        count = self.division.share_of_micro_batch
+        streams = {
+            name: self.streams[name] for name in self.visits(number // self.division.accumulation)
+        }
+        parts = packed.split([stream.packed_bytes(count) for stream in streams.values()])
+        return {
+            name: stream.unpack(part, count)
+            for (name, stream), part in zip(streams.items(), parts, strict=True)
+        }
 
 
-def open_stream(
-    artifact_folder: Path, task: Task, *, split: Literal["train", "validation"]
-) -> Stream:
-    """The shards that the corrupt stage of `task` made, in its folder."""
-    reader = open_shards(artifact_folder / "shards", split)
-    return Stream(task=task, reader=reader)
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchSampler:
+    """Places in the sequence of a process's samples, micro-batch after micro-batch; starting at a
+    late one costs nothing."""
+
+    micro_batch: int
+    numbers: range
+
+    def __iter__(self) -> Iterator[Any]:  # ranges; DataLoader declares lists
+        for number in self.numbers:
+            yield range(number * self.micro_batch, (number + 1) * self.micro_batch)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatches:
+    """The micro-batches of one process, on its device."""
+
+    samples: Samples
+    numbers: range
+    workers: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Batch]:
+        packed = iter(self._loader())
+        for number in self.numbers:
+            try:
+                content = next(packed)
+            except RuntimeError as error:  # all that DataLoader says of a worker that is gone
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise WorkerLost(
+                    f"a worker of the loader ended ({error}); most likely for want of memory: "
+                    f"lower runtime.workers ({self.workers}); the same command goes on from the "
+                    "last checkpoint"
+                ) from error
+            if isinstance(content, ShardError):
+                raise content
+            yield self.samples.unpack(content.to(self.device, non_blocking=True), number)
+
+    def _loader(self) -> "DataLoader[Tensor]":
+        own_generator = torch.Generator()  # the global one is untouched
+        own_generator.manual_seed(self.samples.drawn.seed)
+        return DataLoader(
+            self.samples,
+            batch_sampler=MicroBatchSampler(
+                micro_batch=self.samples.micro_batch, numbers=self.numbers
+            ),
+            collate_fn=_as_it_is,
+            generator=own_generator,
+            num_workers=self.workers,
+            multiprocessing_context=_worker_context() if self.workers else None,
+            worker_init_fn=_start_worker if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+        )
 
 
 def training_batches(
@@ -110,7 +181,8 @@ def training_batches(
     rank: int,
     world_size: int,
     workers: int,
-) -> DataLoader[Batch]:
+    device: torch.device,
+) -> TrainingBatches:
     """The micro-batches of one process from `start_step` on, up to the end of step `steps` - 1.
 
     A step is batch / (world_size · micro_batch) consecutive ones. Raises OrderError at once where
@@ -130,86 +202,33 @@ def training_batches(
         )
         for name, stream in streams.items()
     }
-    dataset = _MicroBatches(
+    samples = Samples(
         streams=dict(streams),
         orders=orders,
-        config=config,
-        tasks_per_step=tasks_per_step,
         division=division,
-        seed=seed,
+        tasks_per_step=tasks_per_step,
+        drawn=Drawn(seed=seed, config=config),
         rank=rank,
     )
     first, end = (step * division.accumulation for step in (start_step, steps))
-    own_generator = torch.Generator()  # the global one is untouched
-    own_generator.manual_seed(seed)
-    return DataLoader(
-        dataset,
-        sampler=range(first, max(first, end)),
-        batch_size=None,  # an element of the dataset is a micro-batch already
-        collate_fn=_as_it_is,
-        generator=own_generator,
-        num_workers=workers,
-        multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_start_worker if workers else None,
-        pin_memory=torch.cuda.is_available(),
+    return TrainingBatches(
+        samples=samples, numbers=range(first, max(first, end)), workers=workers, device=device
     )
 
 
-def validation_crops(stream: Stream, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def validation_crops(stream: Stream, count: int, seed: int) -> Pair:
     """(corrupted, clean) of `count` samples that the seed picks, or of all if there are fewer."""
     counts = stream.reader.counts
     picked = shuffled(stream.samples, keyed_number("validation crops", seed))[:count]
     ends = np.cumsum(counts)
     shards = np.searchsorted(ends, picked, side="right")
-    places = picked - (ends - counts)[shards]
+    places = picked - stream.reader.first_samples[shards]
     ids = SampleIds(passes=np.zeros_like(picked), shards=shards, places=places)
-    pair = stream.pairs(ids, seed=seed, data=DataConfig(), purpose="validation")
-    return _to_tensor(pair[0]), _to_tensor(pair[1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MicroBatches(Dataset[Batch]):
-    """Micro-batch number n of one process: micro-batch n mod accumulation of step n div it."""
-
-    streams: dict[str, Stream]
-    orders: dict[str, StreamOrder]
-    config: DataConfig
-    tasks_per_step: Literal["one", "all"]
-    division: Division
-    seed: int
-    rank: int
-
-    def __getitem__(self, number: int) -> Batch:
-        step, micro = divmod(number, self.division.accumulation)
-        elements = self.division.elements(self.rank, micro)
-        if self.tasks_per_step == "all":
-            visits = dict.fromkeys(self.streams, step)
-        else:
-            visits = dict([task_of_step(step, list(self.streams), self.seed)])
-        batch = {}
-        for name, visit in visits.items():
-            ids = self.orders[name].ids(visit, self.division.share, elements)
-            corrupted, clean = self.streams[name].pairs(ids, seed=self.seed, data=self.config)
-            batch[name] = (_to_tensor(corrupted), _to_tensor(clean))
-        return batch
+    return stream.pair(ids, Drawn(seed=seed, purpose="validation"))
 
 
 def _as_it_is(batch: Any) -> Any:  # what DataLoader declares, which has lists in mind
     return batch
-
-
-def _to_tensor(images: np.ndarray) -> Tensor:
-    """(N, H, W, C) to contiguous (N, C, H, W)."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
-def _turned(images: np.ndarray, turns: Sequence[int]) -> np.ndarray:
-    """Each square image (N, H, H, C) under one of the eight flips and rotations."""
-    turned = np.empty_like(images)
-    for place, turn in enumerate(turns):
-        rotated = np.rot90(images[place], turn % 4)
-        turned[place] = rotated[:, ::-1] if turn >= 4 else rotated
-    return turned
 
 
 def _worker_context() -> multiprocessing.context.ForkServerContext:

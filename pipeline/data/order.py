@@ -10,7 +10,7 @@ on over the end of a pass: every sample exactly once a pass, nothing dropped, no
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +82,15 @@ class SampleIds:
     places: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Consecutive draws of a lane that come from the shards of one window."""
+
+    first: int  # draw of the lane, counted from the beginning of the first pass
+    end: int  # the draw after the last one
+    shards: np.ndarray
+
+
 class StreamOrder:
     """The endless order of one stream, any part of it at the same cost."""
 
@@ -143,6 +152,26 @@ class StreamOrder:
         position = low + permute(first + offset - low, high - low, keys)
         shard = np.searchsorted(starts, position, side="right") - 1
         return order[shard], position - starts[shard]
+
+    def stretches(self, lane: int, drawn: int) -> Iterator[Stretch]:
+        """Which shards `lane` reads and when, window after window for ever, from the window that
+        holds its draw number `drawn` on."""
+        number = ((drawn + 1) * self.lanes - 1 - lane) // self.samples
+        while True:
+            order, starts = self._layout(number)
+            first, end = self._lane_start(number, np.array([lane, lane + 1])).tolist()
+            before = (number * self.samples + lane) // self.lanes - first
+            opening = int(np.searchsorted(starts, first, side="right")) - 1
+            while starts[opening] < end:
+                closing = min(opening + self._window, len(order))
+                low, high = max(first, int(starts[opening])), min(end, int(starts[closing]))
+                if before + high > drawn and low < high:
+                    begins = np.maximum(starts[opening:closing], low)
+                    ends = np.minimum(starts[opening + 1 : closing + 1], high)
+                    shards = order[opening:closing][begins < ends]
+                    yield Stretch(first=before + low, end=before + high, shards=shards)
+                opening = closing
+            number += 1
 
     def _lane_start(self, number: int, lane: np.ndarray) -> np.ndarray:
         """Where `lane` begins in the sequence of pass `number`; lane L begins at its end."""

@@ -1,11 +1,19 @@
-"""Finished shards, read at random through memory maps. Never imports torch nor webdataset."""
+"""Finished shards, read at random. Never imports torch nor webdataset.
+
+Samples are read, not mapped into memory: a tar that was cut short while it is in use is an error
+then, and not the end of the process.
+"""
 
 import json
 import math
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
+from weakref import finalize
 
 import numpy as np
 from PIL import Image
@@ -18,66 +26,114 @@ from pipeline.data.shards import (
     NPY_HEADER_BYTES,
     ShardError,
     ShardRecord,
+    is_whole,
     npy_member_bytes,
     read_record,
     shard_name,
 )
 
-MAPS_KEPT = 256  # shards that a process keeps mapped; each takes a file descriptor
+OPEN_SHARDS = 256  # that a process keeps; each takes a file descriptor
+NAME_BYTES = 100  # of a tar header, at its beginning
+SIZE_FIELD = slice(124, 135)  # of a tar header, in octal digits
+
+
+class ShardFiles(Protocol):
+    """Where tars are."""
+
+    def open(self, record: ShardRecord) -> int:
+        """A file descriptor of the shard's tar, whose end the caller is to close."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFiles:
+    """Tars beside their records."""
+
+    folder: Path
+
+    def open(self, record: ShardRecord) -> int:
+        path = self.folder / record.file
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ShardError(
+                f"{path}: can't be opened ({error.strerror}); its record says that it was made: "
+                f"bring it back, or {MAKE_AGAIN}"
+            ) from error
 
 
 class ShardReader:
-    """The finished shards of one split, in the order of their numbers."""
+    """The finished shards of one split, in the order of their numbers.
 
-    def __init__(self, folder: Path, records: Sequence[ShardRecord]) -> None:
+    All hold images of the same shapes, so that a sample is a row of bytes in which each image has
+    its place, `columns`, whatever the format.
+    """
+
+    def __init__(self, folder: Path, records: Sequence[ShardRecord], files: ShardFiles) -> None:
         self.folder = folder
         self.records = tuple(records)
-        self._maps: OrderedDict[int, _MappedShard] = OrderedDict()
+        self.files = files
+        self.counts = [record.samples for record in records]
+        # Number of each shard's first sample among all of the stream.
+        self.first_samples = np.concatenate([[0], np.cumsum(self.counts)[:-1]]).astype(np.int64)
+        self.shapes: Mapping[str, Sequence[int]] = {}
+        for record in self.records:
+            if record.samples:
+                self.shapes = self.shapes or record.images
+                if record.images != self.shapes:
+                    raise ShardError(
+                        f"{folder / record.file}: its images are {record.images}, those of the "
+                        f"shards before it {self.shapes}; {MAKE_AGAIN}"
+                    )
+        self.columns, self.row_bytes = _columns(self.shapes, self.records[0].format)
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, tuple[ShardRecord, ...]]]:
-        return (ShardReader, (self.folder, self.records))  # maps are not for other processes
-
-    @property
-    def counts(self) -> list[int]:
-        return [record.samples for record in self.records]
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[object, ...]]:
+        return (ShardReader, (self.folder, self.records, self.files))  # other processes open anew
 
     @property
     def stores_corrupted(self) -> bool:
         """Whether the corrupted images are here; where not, noise is drawn on the clean ones."""
-        return any("corrupted" in record.images for record in self.records)
+        return "corrupted" in self.shapes
+
+    def read_rows(self, rows: np.ndarray, shards: np.ndarray, places: np.ndarray) -> None:
+        """Fill rows (N, row_bytes) uint8 with the samples at `places` of `shards`."""
+        for row, shard, place in zip(rows, shards.tolist(), places.tolist(), strict=True):
+            self._shard(shard).read_row(row, place)
 
     def images(self, name: str, shards: np.ndarray, places: np.ndarray) -> np.ndarray:
         """(N, height, width, channels) uint8 of the samples at `places` of `shards`."""
-        gathered: np.ndarray | None = None
-        for shard in np.unique(shards).tolist():
-            here = np.flatnonzero(shards == shard)
-            part = self._mapped(shard).images(name, places[here])
-            if gathered is None:
-                gathered = np.empty((len(shards), *part.shape[1:]), np.uint8)
-            gathered[here] = part
-        assert gathered is not None, "no samples asked for"
-        return gathered
+        rows = np.empty((len(shards), self.row_bytes), np.uint8)
+        self.read_rows(rows, shards, places)
+        return rows[:, self.columns[name]].reshape(-1, *self.shapes[name])
 
     def keys(self, shards: np.ndarray, places: np.ndarray) -> list[str]:
         pairs = zip(shards.tolist(), places.tolist(), strict=True)
-        return [self._mapped(shard).key(place) for shard, place in pairs]
+        return [self._shard(shard).key(place) for shard, place in pairs]
 
     def descriptions(self, shards: np.ndarray, places: np.ndarray) -> list[dict[str, JSON]]:
         """The json of each sample."""
         pairs = zip(shards.tolist(), places.tolist(), strict=True)
-        return [self._mapped(shard).description(place) for shard, place in pairs]
+        return [self._shard(shard).description(place) for shard, place in pairs]
 
-    def _mapped(self, shard: int) -> "_MappedShard":
-        if shard not in self._maps:
-            if len(self._maps) >= MAPS_KEPT:
-                self._maps.popitem(last=False)
-            self._maps[shard] = _MappedShard(self.folder, self.records[shard])
-        self._maps.move_to_end(shard)
-        return self._maps[shard]
+    def check(self, numbers: Sequence[int]) -> None:
+        """Open each of these shards once: ShardError where a tar isn't as its record says."""
+        for number in numbers:
+            _OpenShard(self, self.records[number]).close()
+
+    def _shard(self, number: int) -> "_OpenShard":
+        shard = self._open.get(number)
+        if shard is None:
+            if len(self._open) >= OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+            shard = self._open[number] = _OpenShard(self, self.records[number])
+        self._open.move_to_end(number)
+        return shard
 
 
-def open_shards(folder: Path, split: str) -> ShardReader:
-    """The shards of `split` in `folder`, the artifact's `shards` folder."""
+def open_shards(folder: Path, split: str, files: ShardFiles | None = None) -> ShardReader:
+    """The shards of `split` in `folder`, the artifact's `shards` folder; their tars are there too
+    unless `files` has them."""
     found = {path.stem for path in folder.glob(f"{split}-*.json")}
     names = [shard_name(split, number) for number in range(len(found))]
     if not found or found != set(names):
@@ -88,50 +144,78 @@ def open_shards(folder: Path, split: str) -> ShardReader:
     records = []
     for name in names:
         record = read_record(folder, name)
-        if record is None:
+        if record is None or (files is None and not is_whole(folder, record)):
             raise ShardError(
                 f"{folder / name}.tar: missing, or not of the size that its record says; "
                 f"{MAKE_AGAIN}"
             )
         records.append(record)
-    return ShardReader(folder, records)
+    return ShardReader(folder, records, files or LocalFiles(folder=folder))
 
 
-class _MappedShard:
-    """One tar in memory, as far as the kernel keeps it there."""
+def _columns(
+    shapes: Mapping[str, Sequence[int]], image_format: str
+) -> tuple[dict[str, slice], int]:
+    """Where each image stands in a row, and the bytes of a row.
 
-    def __init__(self, folder: Path, record: ShardRecord) -> None:
-        self._path = folder / record.file
+    A row of npy is what lies in the tar from the first image's pixels to the last one's, so that it
+    is read in one piece; between two images it has their padding and headers.
+    """
+    columns, begin, end = {}, 0, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        end = begin + size
+        columns[name] = slice(begin, end)
+        begin += npy_member_bytes(shape) if image_format == "npy" else size
+    return columns, end
+
+
+class _OpenShard:
+    """One tar, open for reading."""
+
+    def __init__(self, reader: ShardReader, record: ShardRecord) -> None:
+        self._path = reader.folder / record.file
         self._record = record
-        try:
-            # A plain array: every slice of a memmap object costs microseconds.
-            self._bytes = np.asarray(np.memmap(self._path, dtype=np.uint8, mode="r"))
-            self._offsets = np.load(folder / record.offsets) if record.offsets is not None else None
-        except (OSError, ValueError) as error:
-            raise ShardError(
-                f"{self._path}: can't be opened ({error}); its record says that it was made: bring "
-                f"it back, or {MAKE_AGAIN}"
-            ) from error
-        if len(self._bytes) != record.bytes:
-            raise self._damaged(f"{len(self._bytes)} bytes, its record says {record.bytes}")
+        self._columns = list(reader.columns.values())
+        self._shapes = list(reader.shapes.values())
+        self._descriptor = reader.files.open(record)
+        self.close = finalize(self, os.close, self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        if size != record.bytes:
+            raise self._damaged(f"{size} bytes, its record says {record.bytes}")
+        self._offsets = None
+        if record.offsets is not None:
+            self._offsets = self._read_offsets(reader.folder / record.offsets)
         for place in {0, record.samples - 1} if record.samples else ():
-            begin = self._begin(place)
-            if self._bytes[begin + 257 : begin + 262].tobytes() != b"ustar":
-                raise self._damaged(f"sample {place} is not where its record says")
-        self._columns = self._npy_columns() if record.samples and record.stride else {}
+            self._check_header(place)
 
-    def _npy_columns(self) -> dict[str, np.ndarray]:
-        """The pixels of every sample, (samples, height · width · channels), by image."""
+    def _read_offsets(self, path: Path) -> np.ndarray:
+        try:
+            offsets: np.ndarray = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise ShardError(f"{path}: can't be read ({error}); {MAKE_AGAIN}") from error
+        if offsets.shape != (self._record.samples, len(self._shapes), 2):
+            raise ShardError(
+                f"{path}: places of {offsets.shape[0]} samples, the record of its tar says "
+                f"{self._record.samples}; {MAKE_AGAIN}"
+            )
+        return offsets
+
+    def _check_header(self, place: int) -> None:
+        """Is there, at `place`, a sample's first image, as large as the record says?"""
         record = self._record
-        assert record.stride is not None
-        samples = self._bytes[record.first :][: record.samples * record.stride]
-        rows = samples.reshape(record.samples, record.stride)
-        columns = {}
-        begin = BLOCK + NPY_HEADER_BYTES
-        for name, shape in record.images.items():
-            columns[name] = rows[:, begin : begin + math.prod(shape)]
-            begin += npy_member_bytes(shape)
-        return columns
+        header = self._read(BLOCK, self._begin(place))
+        name = header[:NAME_BYTES].rstrip(b"\0")
+        first = next(iter(record.images))
+        if header[257:262] != b"ustar" or not name.endswith(f".{first}.{record.format}".encode()):
+            raise self._damaged(f"sample {place} is not where its record says")
+        size = int(header[SIZE_FIELD], 8)
+        if self._offsets is None:
+            expected = NPY_HEADER_BYTES + math.prod(self._shapes[0])
+        else:
+            expected = int(self._offsets[place, 0, 1])
+        if size != expected:
+            raise self._damaged(f"sample {place} has {size} bytes, its record says {expected}")
 
     def _damaged(self, what: str) -> ShardError:
         return ShardError(f"{self._path}: {what}; {MAKE_AGAIN}")
@@ -142,9 +226,40 @@ class _MappedShard:
         assert self._record.stride is not None
         return self._record.first + place * self._record.stride
 
+    def _read(self, size: int, offset: int) -> bytes:
+        content = bytearray(size)
+        self._read_into(memoryview(content), offset)
+        return bytes(content)
+
+    def _read_into(self, buffer: memoryview, offset: int) -> None:
+        try:
+            count = os.preadv(self._descriptor, (buffer,), offset)
+        except OSError as error:
+            raise self._damaged(f"can't be read at byte {offset} ({error.strerror})") from error
+        if count != len(buffer):
+            raise self._damaged(f"ends at byte {offset + count}, its record says later")
+
+    def read_row(self, row: np.ndarray, place: int) -> None:
+        if self._offsets is None:
+            self._read_into(row.data, self._begin(place) + BLOCK + NPY_HEADER_BYTES)
+            return
+        for (offset, size), column, shape in zip(
+            self._offsets[place].tolist(), self._columns, self._shapes, strict=True
+        ):
+            pixels = self._png(self._read(size, offset), place)
+            if pixels.size != math.prod(shape):
+                raise self._damaged(f"the png of sample {place} is {pixels.shape}, not {shape}")
+            row[column] = pixels.reshape(-1)
+
+    def _png(self, content: bytes, place: int) -> np.ndarray:
+        try:
+            with Image.open(BytesIO(content), formats=("PNG",)) as image:
+                return np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise self._damaged(f"the png of sample {place} is damaged ({error})") from error
+
     def key(self, place: int) -> str:
-        begin = self._begin(place)
-        return self._bytes[begin : begin + 100].tobytes().partition(b".")[0].decode("ascii")
+        return self._read(NAME_BYTES, self._begin(place)).partition(b".")[0].decode("ascii")
 
     def description(self, place: int) -> dict[str, JSON]:
         if self._offsets is None:
@@ -153,22 +268,4 @@ class _MappedShard:
         else:
             offset, size = self._offsets[place, -1].tolist()
             end = offset + size + -size % BLOCK + BLOCK + DESCRIPTION_BYTES
-        return json.loads(self._bytes[end - DESCRIPTION_BYTES : end].tobytes())
-
-    def images(self, name: str, places: np.ndarray) -> np.ndarray:
-        shape = self._record.images[name]
-        if self._offsets is None:
-            return self._columns[name][places].reshape(-1, *shape)
-        column = list(self._record.images).index(name)
-        images = [self._png(place, column) for place in places.tolist()]
-        return np.stack(images).reshape(-1, *shape)
-
-    def _png(self, place: int, column: int) -> np.ndarray:
-        assert self._offsets is not None
-        offset, size = self._offsets[place, column].tolist()
-        content = BytesIO(self._bytes[offset : offset + size].tobytes())
-        try:
-            with Image.open(content, formats=("PNG",)) as image:
-                return np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise self._damaged(f"the png of sample {place} is damaged ({error})") from error
+        return json.loads(self._read(DESCRIPTION_BYTES, end - DESCRIPTION_BYTES))

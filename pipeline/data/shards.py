@@ -63,20 +63,27 @@ def shard_name(split: str, number: int) -> str:
 
 
 def read_record(folder: Path, name: str) -> ShardRecord | None:
-    """The record of a finished shard; None where it must still be made."""
+    """What the record of a shard says; None where the shard was never finished."""
     path = folder / f"{name}.json"
     try:
-        record = ShardRecord(**json.loads(path.read_text()))
-        size = (folder / record.file).stat().st_size
-        if record.offsets is not None:
-            (folder / record.offsets).stat()
+        return ShardRecord(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise ShardError(
             f"{path}: not a shard record ({error}); delete it, then {MAKE_AGAIN}"
         ) from error
-    return record if size == record.bytes else None
+
+
+def is_whole(folder: Path, record: ShardRecord) -> bool:
+    """Whether the files of the shard are there, the tar as large as its record says."""
+    try:
+        size = (folder / record.file).stat().st_size
+        if record.offsets is not None:
+            (folder / record.offsets).stat()
+    except FileNotFoundError:
+        return False
+    return size == record.bytes
 
 
 class ShardWriter:

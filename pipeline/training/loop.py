@@ -44,16 +44,16 @@ def fit(
     runtime: Runtime,
     folder: Path,
     fingerprint: str,
-    batches: Callable[[Place], Iterable[Batch]],
+    batches: Callable[[Place, torch.device], Iterable[Batch]],
     groups: Mapping[str, Sequence[nn.Parameter]],
     images: Pictures | None = None,
     progress: Progress = report_nothing,
 ) -> Trained:
     """Train `objective.model` up to `config.samples`, going on from the checkpoints in `folder`.
 
-    `batches` gives a process its micro-batches from a step on, in order. `groups` are the model's
-    parameters by what uses them: "body" in every step, the others when their task is in the
-    batch. `images` shows what a model can do, as named (N, C, H, W) in [0, 1].
+    `batches` gives a process its micro-batches from a step on, in order, on its device. `groups`
+    are the model's parameters by what uses them: "body" in every step, the others when their task
+    is in the batch. `images` shows what a model can do, as named (N, C, H, W) in [0, 1].
 
     Raises StoppedWithCheckpoint where a signal asked for it; the same call goes on then.
     """
@@ -93,7 +93,7 @@ def fit(
                 images=images,
                 progress=progress,
             )
-            training.run(batches(place), stop)
+            training.run(batches(place, accelerator.device), stop)
         finally:
             if log is not None:
                 log.close()

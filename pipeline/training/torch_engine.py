@@ -65,7 +65,7 @@ class TorchEngine:
     def accumulate(self, batch: Batch, *, is_last: bool) -> dict[str, Tensor]:
         """Add the gradients of a micro-batch to the step's; the last one exchanges them."""
         with self._exchange(is_last=is_last):
-            parts = self.wrapped(self._moved(batch))
+            parts = self.wrapped(batch)
             loss: Tensor = parts["loss"]
             self._backward(loss / self.place.accumulation)
         return parts | {"loss": loss.detach()}
@@ -76,15 +76,6 @@ class TorchEngine:
             return nullcontext()
         context: AbstractContextManager[None] = self.wrapped.no_sync()
         return context
-
-    def _moved(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        return {
-            task: (
-                corrupted.to(self.device, non_blocking=True),
-                clean.to(self.device, non_blocking=True),
-            )
-            for task, (corrupted, clean) in batch.items()
-        }
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()
