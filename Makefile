@@ -48,6 +48,7 @@ else
 endif
 	$(BIN)/python benchmarks/tilings.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 	$(BIN)/python -m benchmarks.corrupt --source "$(IMAGENET)"
+	$(BIN)/python -m benchmarks.loader --source "$(IMAGENET)"
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py $(if $(OFFICIAL),--official "$(OFFICIAL)")

@@ -17,7 +17,7 @@ def dncnn_stage(task_name: str, config: DnCNNTrainingConfig, *, seed: int, shard
     return Stage(
         name=f"dncnn-{task_name}",
         kind="dncnn",
-        version=1,
+        version=2,
         config=DnCNNStageConfig(task=task_name, training=config, seed=seed),
         run=run,
         inputs={"shards": shards},

@@ -19,7 +19,7 @@ def finetune_stage(
     return Stage(
         name=f"finetune-{task_name}",
         kind="finetune",
-        version=1,
+        version=2,
         config=FinetuneStageConfig(task=task_name, training=config, seed=seed),
         run=run,
         inputs={"shards": shards, "pretrained": pretrained},

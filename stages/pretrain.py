@@ -26,7 +26,7 @@ def pretrain_stage(
     return Stage(
         name="pretrain",
         kind="pretrain",
-        version=1,
+        version=2,
         config=PretrainStageConfig(training=config, size=size, seed=seed),
         run=run,
         inputs={f"{SHARDS}{task}": shards[task] for task in config.tasks},
