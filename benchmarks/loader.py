@@ -117,8 +117,8 @@ def beside_others(
     header = ["format", "stock webdataset", "naive random access", "ours", "ours / stock"]
     return (
         "Pairs of 48×48 pixels (derain) per CPU second, from the page cache. Stock streams the "
-        "tars in order and batches arrays; naive looks members up with tarfile and decodes each; ours "
-        "reads at random, in exact order, to tensors (N, C, H, W).\n\n" + table(header, rows)
+        "tars in order and batches arrays; naive looks members up with tarfile and decodes each; "
+        "ours reads at random, in exact order, to tensors (N, C, H, W).\n\n" + table(header, rows)
     )
 
 
