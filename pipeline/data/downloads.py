@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 DOWNLOADS_FOLDER = "downloads"
 ATTEMPTS = 5
-BACKOFF_SECONDS = 2.0  # before the second attempt; doubled before each further one
+BACKOFF_SECONDS = 2.0
 SILENCE_SECONDS = 60.0  # after which a connection counts as broken
 CHUNK = 2**20
 # Worth another attempt: the server is busy or broken, not unwilling.
@@ -28,8 +28,12 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BROKEN = (OSError, HTTPException)  # URLError and timeouts are OSErrors
 
 
-class _BrokenOff(Exception):  # noqa: N818 - an attempt, not the download
+class BrokenOff(Exception):  # noqa: N818 - an attempt, not the download
     """An attempt that may do better when made again."""
+
+
+class Refused(Exception):  # noqa: N818 - by the server
+    """What further attempts won't change."""
 
 
 def download(urls: Sequence[str], folder: Path, *, progress: Callable[[int], None]) -> list[Path]:
@@ -59,29 +63,50 @@ def _path_of(url: str, folder: Path) -> Path:
 
 
 def _fetch(url: str, path: Path) -> None:
-    for attempt in range(ATTEMPTS):
+    def attempt() -> None:
+        with replacing(path) as file:
+            for chunk in http_chunks(url):
+                file.write(chunk)
+
+    try:
+        persistently(attempt, url, backoff_seconds=BACKOFF_SECONDS)
+    except BrokenOff as error:
+        raise SourceError(
+            f"{url}: {error}. Files that are complete are kept; run the same command again once "
+            "the server can be reached"
+        ) from error
+    except Refused as error:
+        raise SourceError(f"{url}: {error}; check the address and your right to read it") from error
+
+
+def persistently(
+    attempt: Callable[[], None],
+    url: str,
+    *,
+    backoff_seconds: float,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Make `attempt` until it succeeds; BrokenOff says why the last of ATTEMPTS did not.
+
+    Waits for `backoff_seconds` before the second, doubled before each further one.
+    """
+    for number in range(ATTEMPTS):
         try:
-            _attempt(url, path)
+            attempt()
             return
-        except _BrokenOff as error:
-            if attempt + 1 == ATTEMPTS:
-                raise SourceError(
-                    f"{url}: {error}; {ATTEMPTS} attempts failed. Files that are complete are "
-                    "kept; run the same command again once the server can be reached"
-                ) from error
-            seconds = BACKOFF_SECONDS * 2**attempt
+        except BrokenOff as error:
+            if number + 1 == ATTEMPTS:
+                raise BrokenOff(f"{error}; {ATTEMPTS} attempts failed") from error
+            seconds = backoff_seconds * 2**number
             logger.warning("%s: %s; again in %.0f s", url, error, seconds)
-            time.sleep(seconds)
+            pause(seconds)
 
 
-def _attempt(url: str, path: Path) -> None:
-    with replacing(path) as file:
-        for chunk in _checked_chunks(url):
-            file.write(chunk)
+def http_chunks(url: str) -> Iterator[bytes]:
+    """The content; raises BrokenOff at its end where it isn't what the server announced.
 
-
-def _checked_chunks(url: str) -> Iterator[bytes]:
-    """The content; raises _BrokenOff at its end where it isn't what the server announced."""
+    Chunks have at most CHUNK bytes, and come as soon as some have arrived.
+    """
     # Compressed on the way, its length and checksum would be those of something else.
     request = Request(url, headers={"Accept-Encoding": "identity"})
     try:
@@ -89,10 +114,10 @@ def _checked_chunks(url: str) -> Iterator[bytes]:
     except HTTPError as error:
         what = f"the server answers {error.code} ({error.reason})"
         if error.code in _PASSING:
-            raise _BrokenOff(what) from error
-        raise SourceError(f"{url}: {what}; check the address and your right to read it") from error
+            raise BrokenOff(what) from error
+        raise Refused(what) from error
     except _BROKEN as error:
-        raise _BrokenOff(f"can't be reached ({error})") from error
+        raise BrokenOff(f"can't be reached ({error})") from error
     with response:
         announced = response.headers.get("Content-Length")
         algorithm, checksum = _announced_checksum(response.headers)
@@ -100,18 +125,18 @@ def _checked_chunks(url: str) -> Iterator[bytes]:
         received = 0
         while True:
             try:
-                chunk = response.read(CHUNK)
+                chunk = response.read1(CHUNK)
             except _BROKEN as error:
-                raise _BrokenOff(f"broke off after {received:,} bytes ({error})") from error
+                raise BrokenOff(f"broke off after {received:,} bytes ({error})") from error
             if not chunk:
                 break
             received += len(chunk)
             digest.update(chunk)
             yield chunk
     if announced is not None and received != int(announced):
-        raise _BrokenOff(f"broke off after {received:,} of {int(announced):,} bytes")
+        raise BrokenOff(f"broke off after {received:,} of {int(announced):,} bytes")
     if checksum is not None and digest.digest() != checksum:
-        raise _BrokenOff(f"damaged on the way (its {algorithm} is not the announced one)")
+        raise BrokenOff(f"damaged on the way (its {algorithm} is not the announced one)")
 
 
 def _announced_checksum(headers: HTTPMessage) -> tuple[str, bytes | None]:
