@@ -5,18 +5,11 @@ fingerprints; `Runtime` decides only where, how fast and how talkative.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.config_section import Fraction, Momentum, Name, Positive, Rate, Section
 from pipeline.model_configs import DnCNNConfig, IPTSize
 from pipeline.tasks import IPT_TASKS, PUBLISHED_ORDER, TASKS
 
@@ -27,34 +20,7 @@ def _known_task(name: str) -> str:
     return name
 
 
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]  # 1 would never forget
 TaskName = Annotated[str, AfterValidator(_known_task)]
-# These names become folders.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
-
-
-def _types_in(annotation: object) -> set[object]:
-    inner = get_args(annotation)
-    return set().union(*map(_types_in, inner)) if inner else {annotation}
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_guessing(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse `true` for a number and text for either; pydantic would convert them."""
-        assert info.field_name is not None
-        wanted = _types_in(cls.model_fields[info.field_name].annotation)
-        if isinstance(value, bool) and wanted & {int, float} and bool not in wanted:
-            raise ValueError("a number is needed")
-        if isinstance(value, str) and wanted <= {int, float, bool, type(None)}:
-            raise ValueError("true or false is needed" if bool in wanted else "a number is needed")
-        return value
 
 
 class SourceConfig(Section):
@@ -195,7 +161,7 @@ class TestSetConfig(Section):
 
 
 class EvaluateConfig(Section):
-    test_sets: dict[Name, TestSetConfig] = {}
+    test_sets: dict[Name, TestSetConfig] = Field(default_factory=dict)
     tiling: Literal["overlap", "official"] = "overlap"
     self_ensemble: bool = False
     seed: int = 0  # of the noise and the rain
@@ -217,6 +183,12 @@ class Runtime(Section):
     checkpoint_every_steps: Positive = 1000
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
     trackers: tuple[str, ...] = ("tensorboard",)  # any that accelerate knows
+    # Where a copy of runs/<name> is: https://…, s3://… or a path. Trainings fetch the tars that
+    # runs/ lacks from there; records and manifests are needed here.
+    shards_at: str | None = None
+    shard_cache: Path = Path("~/.cache/ipt-pipeline")
+    shard_cache_gib: Rate = 200.0  # for all processes of a machine together
+    verify_shards: bool = False  # hash every shard before a training starts
 
 
 class RunConfig(Section):
@@ -227,8 +199,8 @@ class RunConfig(Section):
     rain_layers: RainLayersConfig = RainLayersConfig()
     ipt: IPTSize = IPTSize()
     pretrain: PretrainConfig = PretrainConfig()
-    finetune: dict[TaskName, FinetuneConfig] = {}
-    dncnn: dict[TaskName, DnCNNTrainingConfig] = {}
+    finetune: dict[TaskName, FinetuneConfig] = Field(default_factory=dict)
+    dncnn: dict[TaskName, DnCNNTrainingConfig] = Field(default_factory=dict)
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: Runtime = Runtime()
 

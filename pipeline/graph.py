@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pipeline.artifacts import JSON, Artifact, Manifest, canonical_digest, open_artifact
-from pipeline.config import Runtime, Section
+from pipeline.config import Runtime
 from pipeline.config_file import ConfigError
+from pipeline.config_section import Section
 
 FINGERPRINT_DIGITS = 12  # of a folder's name
 

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.artifacts import JSON, Artifact, sync_folder
-from pipeline.config import PretrainConfig, TrainingConfig
+from pipeline.config import PretrainConfig, Runtime, TrainingConfig
 from pipeline.config_file import ConfigError
 from pipeline.data.loader import WorkerLost, training_batches, validation_crops
 from pipeline.data.order import OrderError
+from pipeline.data.shard_files import shard_files
 from pipeline.data.shards import ShardError
 from pipeline.data.streams import Stream, open_stream
 from pipeline.graph import Job, StageError
@@ -57,8 +58,9 @@ def train_and_export(
         for name, artifact in shards.items():
             clips = artifact.manifest.summary.get("clip") is not False
             task = task_named(name, clip_noise=clips)
-            streams[name] = open_stream(artifact.folder, task, split="train")
-            shown = open_stream(artifact.folder, task, split="validation")
+            files = shard_files(artifact.folder, job.runtime)
+            streams[name] = open_stream(artifact.folder, task, split="train", files=files)
+            shown = open_stream(artifact.folder, task, split="validation", files=files)
             corrupted, clean = validation_crops(shown, CROPS, seed)
             crops[name] = (as_images(corrupted), as_images(clean))
         trained = fit(
@@ -68,7 +70,7 @@ def train_and_export(
             folder=job.folder,
             fingerprint=job.fingerprint,
             batches=lambda place, device: _batches(
-                streams, place, device, config=config, seed=seed, workers=job.runtime.workers
+                streams, place, device, config=config, seed=seed, runtime=job.runtime
             ),
             groups=groups,
             images=lambda model: _pictures(model, crops, restore),
@@ -102,8 +104,11 @@ def _batches(
     *,
     config: TrainingConfig,
     seed: int,
-    workers: int,
+    runtime: Runtime,
 ) -> Iterable[Batch]:
+    for stream in streams.values():  # each process looks at its part of the shards
+        numbers = range(place.rank, len(stream.reader.records), place.world_size)
+        stream.reader.check(numbers, contents=runtime.verify_shards)
     return training_batches(
         streams,
         config=config.data,
@@ -115,7 +120,7 @@ def _batches(
         steps=place.steps,
         rank=place.rank,
         world_size=place.world_size,
-        workers=workers,
+        workers=runtime.workers,
         device=device,
     )
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.artifacts import JSON
-from pipeline.config import CorruptConfig, Section
+from pipeline.config import CorruptConfig
+from pipeline.config_section import Section
 from pipeline.graph import Job, Stage, StageError
 from pipeline.tasks import Task
 

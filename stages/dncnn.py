@@ -1,7 +1,8 @@
 """Trains a DnCNN for one task, the baseline beside which the IPT stands."""
 
 from pipeline.artifacts import JSON
-from pipeline.config import DnCNNTrainingConfig, Section
+from pipeline.config import DnCNNTrainingConfig
+from pipeline.config_section import Section
 from pipeline.graph import Job, Stage
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from pipeline.artifacts import JSON, Manifest, canonical_digest, folder_listing, write_json
-from pipeline.config import EvaluateConfig, Section, TestSetConfig
+from pipeline.config import EvaluateConfig, TestSetConfig
 from pipeline.config_file import ConfigError
+from pipeline.config_section import Section
 from pipeline.graph import Job, Stage, StageError
 from pipeline.tasks import Bicubic, GaussianNoise, Task, ranges
 

@@ -1,7 +1,8 @@
 """Adapts the pretrained IPT to one task: its head, tail and query with the body, by L1 alone."""
 
 from pipeline.artifacts import JSON
-from pipeline.config import FinetuneConfig, Section
+from pipeline.config import FinetuneConfig
+from pipeline.config_section import Section
 from pipeline.graph import Job, Stage, StageError
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from pipeline.artifacts import JSON
-from pipeline.config import PretrainConfig, Section
+from pipeline.config import PretrainConfig
+from pipeline.config_section import Section
 from pipeline.graph import Job, Stage
 from pipeline.model_configs import IPTConfig, IPTSize
 from pipeline.tasks import TASKS

@@ -6,7 +6,8 @@
 from pathlib import Path
 
 from pipeline.artifacts import JSON, Manifest, file_digest, folder_listing, write_json
-from pipeline.config import RainLayersConfig, Section
+from pipeline.config import RainLayersConfig
+from pipeline.config_section import Section
 from pipeline.graph import Job, Stage, StageError
 
 PARAMETERS_FILE = "parameters.json"

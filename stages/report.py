@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import JSON, Artifact, write_atomically
-from pipeline.config import Section
+from pipeline.config_section import Section
 from pipeline.graph import Job, Stage, StageError
 from pipeline.tasks import TASKS
 
@@ -119,7 +119,7 @@ def _sections(
         "published": published.published_section(rows, protocols),
         "pictures": comparisons.pictures_section(comparisons.comparisons(folders)),
         "trainings": [facts.curves_section(*each) for each in trainings.items() if each[1]],
-        "samples": facts.samples_section(corrupt),
+        "samples": facts.samples_section(corrupt, job.runtime),
         "sources": {name: each.manifest.summary for name, each in sources.items()},
         "corrupt": {name: each.manifest.summary for name, each in corrupt.items()},
         "skipped": facts.skipped_section(sources, corrupt, scores),

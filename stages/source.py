@@ -11,8 +11,9 @@ from pydantic import Field
 
 import pipeline
 from pipeline.artifacts import JSON, Manifest
-from pipeline.config import Section, SourceConfig
+from pipeline.config import SourceConfig
 from pipeline.config_file import ConfigError
+from pipeline.config_section import Section
 from pipeline.data.patterns import PatternError, expand_braces, matching_files
 from pipeline.graph import Job, Stage, StageError
 

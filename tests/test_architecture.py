@@ -15,6 +15,7 @@ MODULES = sorted(
 TORCH_FREE = {
     "config",
     "config_file",
+    "config_section",
     "tasks",
     "graph",
     "artifacts",

@@ -7,8 +7,9 @@ import pytest
 from launch.local import run_graph
 from launch.stage import run_stage
 from pipeline.artifacts import ArtifactError, writing
-from pipeline.config import RunConfig, Runtime, Section
+from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError
+from pipeline.config_section import Section
 from pipeline.graph import Graph, Job, Stage, StageError, report_nothing
 
 

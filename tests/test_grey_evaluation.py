@@ -164,7 +164,7 @@ def test_our_grey_scores_stand_in_the_published_grey_table(tmp_path):
 def test_contact_sheets_are_for_one_channel_too_and_name_what_was_drawn(tmp_path, photographs):
     made = [corrupted(name, photographs, tmp_path / name) for name in ("jpeg", "grey_blind")]
 
-    jpeg, blind = samples_section({each.manifest.stage: each for each in made})
+    jpeg, blind = samples_section({each.manifest.stage: each for each in made}, config.Runtime())
 
     assert jpeg["parameters"] == "JpegCompression, quality [10, 40]"
     qualities = [int(each) for each in jpeg["shown"]["quality"].split(", ")]

@@ -7,8 +7,9 @@ import torch
 from data_samples import SMALL, corrupted, write_photographs
 
 from pipeline.config import DataConfig
-from pipeline.data.loader import Batch, training_batches, validation_crops
+from pipeline.data.loader import training_batches, validation_crops
 from pipeline.data.order import OrderError
+from pipeline.data.samples import Batch
 from pipeline.data.shards import ShardError
 from pipeline.data.streams import Stream, open_stream
 from pipeline.tasks import TASKS, task_named

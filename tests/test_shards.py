@@ -182,7 +182,7 @@ def test_offsets_of_another_tar_are_an_error(tmp_path: Path) -> None:
     np.save(path, np.load(path)[:3])
 
     with pytest.raises(ShardError, match="places of 3 samples, the record of its tar says 5"):
-        open_shards(tmp_path, "train").check([0])
+        open_shards(tmp_path, "train").check([0], contents=False)
 
 
 def test_shards_of_other_images_are_an_error(tmp_path: Path) -> None:

@@ -19,18 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pipeline.config import DataConfig
+from pipeline.data.fetching import fetching_ahead
 from pipeline.data.order import (
-    Division,
     SampleIds,
     StreamOrder,
     divide_batch,
     keyed_number,
     shuffled,
-    task_of_step,
 )
+from pipeline.data.samples import Batch, Samples
 from pipeline.data.shards import ShardError
 from pipeline.data.streams import Drawn, Pair, Stream
 from pipeline.data.worker_processes import (
@@ -39,74 +39,12 @@ from pipeline.data.worker_processes import (
     exit_with_parent,
 )
 
-Batch = dict[str, Pair]  # by task
-
 # SIGTERM too: the training process still needs its next batches to reach a checkpoint.
 IGNORED = (*FOR_THE_PARENT, signal.SIGTERM)
 
 
 class WorkerLost(Exception):  # noqa: N818 - what happened to it, not an error of its own
     """A worker process of the loader ended; the message says what is known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples(Dataset[Tensor]):
-    """The samples of one process in the order in which it trains on them, read a micro-batch at a
-    time: a step is `division.accumulation` of them."""
-
-    streams: Mapping[str, Stream]
-    orders: Mapping[str, StreamOrder]
-    division: Division
-    tasks_per_step: Literal["one", "all"]
-    drawn: Drawn
-    rank: int
-
-    @property
-    def micro_batch(self) -> int:
-        return self.division.share_of_micro_batch * (
-            len(self.streams) if self.tasks_per_step == "all" else 1
-        )
-
-    def visits(self, step: int) -> dict[str, int]:
-        """The tasks of a step, and how often each was trained before."""
-        if self.tasks_per_step == "all":
-            return dict.fromkeys(self.streams, step)
-        return dict([task_of_step(step, list(self.streams), self.drawn.seed)])
-
-    def ids(self, number: int) -> dict[str, SampleIds]:
-        """The samples of micro-batch `number`, counted from the first step on, by task."""
-        step, micro = divmod(number, self.division.accumulation)
-        elements = self.division.elements(self.rank, micro)
-        return {
-            name: self.orders[name].ids(visit, self.division.share, elements)
-            for name, visit in self.visits(step).items()
-        }
-
-    def __getitems__(self, places: range) -> Tensor | ShardError:
-        """The micro-batch at `places`, packed into bytes; an error is returned, because raising it
-        in a worker would bury its sentence under a traceback."""
-        ids = self.ids(places.start // self.micro_batch)
-        count = self.division.share_of_micro_batch
-        sizes = [self.streams[name].packed_bytes(count) for name in ids]
-        packed = torch.empty(sum(sizes), dtype=torch.uint8)
-        try:
-            for part, (name, of_task) in zip(packed.split(sizes), ids.items(), strict=True):
-                self.streams[name].pack(part.numpy(), of_task, self.drawn)
-        except ShardError as error:
-            return error
-        return packed
-
-    def unpack(self, packed: Tensor, number: int) -> Batch:
-        """The micro-batch `number` from its bytes, on the device where they are."""
-        count = self.division.share_of_micro_batch
-        streams = {
-            name: self.streams[name] for name in self.visits(number // self.division.accumulation)
-        }
-        parts = packed.split([stream.packed_bytes(count) for stream in streams.values()])
-        return {
-            name: stream.unpack(part, count)
-            for (name, stream), part in zip(streams.items(), parts, strict=True)
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,21 +73,28 @@ class TrainingBatches:
     device: torch.device
 
     def __iter__(self) -> Iterator[Batch]:
-        packed = iter(self._loader())
-        for number in self.numbers:
-            try:
-                content = next(packed)
-            except RuntimeError as error:  # all that DataLoader says of a worker that is gone
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise WorkerLost(
-                    f"a worker of the loader ended ({error}); most likely for want of memory: "
-                    f"lower runtime.workers ({self.workers}); the same command goes on from the "
-                    "last checkpoint"
-                ) from error
-            if isinstance(content, ShardError):
-                raise content
-            yield self.samples.unpack(content.to(self.device, non_blocking=True), number)
+        accumulation = self.samples.division.accumulation
+        with fetching_ahead(self.samples, self.numbers.start // accumulation) as reached:
+            packed = iter(self._loader())
+            for number in self.numbers:
+                content = self._next(packed)
+                reached(number // accumulation)
+                yield self.samples.unpack(content.to(self.device, non_blocking=True), number)
+
+    def _next(self, packed: Iterator[Tensor | ShardError]) -> Tensor:
+        try:
+            content = next(packed)
+        except RuntimeError as error:  # all that DataLoader says of a worker that is gone
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkerLost(
+                f"a worker of the loader ended ({error}); most likely for want of memory: lower "
+                f"runtime.workers ({self.workers}); the same command goes on from the last "
+                "checkpoint"
+            ) from error
+        if isinstance(content, ShardError):
+            raise content
+        return content
 
     def _loader(self) -> "DataLoader[Tensor]":
         own_generator = torch.Generator()  # the global one is untouched

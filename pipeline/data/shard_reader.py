@@ -4,21 +4,21 @@ Samples are read, not mapped into memory: a tar that was cut short while it is i
 then, and not the end of the process.
 """
 
+import hashlib
 import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
 from weakref import finalize
 
 import numpy as np
 from PIL import Image
 
 from pipeline.artifacts import JSON
+from pipeline.data.shard_files import LocalFiles, ShardFiles
 from pipeline.data.shards import (
     BLOCK,
     DESCRIPTION_BYTES,
@@ -35,31 +35,6 @@ from pipeline.data.shards import (
 OPEN_SHARDS = 256  # that a process keeps; each takes a file descriptor
 NAME_BYTES = 100  # of a tar header, at its beginning
 SIZE_FIELD = slice(124, 135)  # of a tar header, in octal digits
-
-
-class ShardFiles(Protocol):
-    """Where tars are."""
-
-    def open(self, record: ShardRecord) -> int:
-        """A file descriptor of the shard's tar, whose end the caller is to close."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalFiles:
-    """Tars beside their records."""
-
-    folder: Path
-
-    def open(self, record: ShardRecord) -> int:
-        path = self.folder / record.file
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ShardError(
-                f"{path}: can't be opened ({error.strerror}); its record says that it was made: "
-                f"bring it back, or {MAKE_AGAIN}"
-            ) from error
 
 
 class ShardReader:
@@ -116,24 +91,39 @@ class ShardReader:
         pairs = zip(shards.tolist(), places.tolist(), strict=True)
         return [self._shard(shard).description(place) for shard, place in pairs]
 
-    def check(self, numbers: Sequence[int]) -> None:
-        """Open each of these shards once: ShardError where a tar isn't as its record says."""
+    def check(self, numbers: Iterable[int], *, contents: bool) -> None:
+        """ShardError where one of these shards, if it is local, isn't as its record says: its size,
+        its first and its last sample, and with `contents` every byte."""
         for number in numbers:
-            _OpenShard(self, self.records[number]).close()
+            record = self.records[number]
+            if self.files.is_local(record):
+                shard = _OpenShard(self, record)
+                if contents:
+                    shard.check_contents()
+                shard.close()
 
     def _shard(self, number: int) -> "_OpenShard":
         shard = self._open.get(number)
         if shard is None:
-            if len(self._open) >= OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
+            self._close_some()
             shard = self._open[number] = _OpenShard(self, self.records[number])
         self._open.move_to_end(number)
         return shard
 
+    def _close_some(self) -> None:
+        """Those that were deleted, whose bytes would stay on the disk, and the least recent one."""
+        for number in [number for number, shard in self._open.items() if shard.is_deleted]:
+            self._open.pop(number).close()
+        if len(self._open) >= OPEN_SHARDS:
+            self._open.popitem(last=False)[1].close()
+
 
 def open_shards(folder: Path, split: str, files: ShardFiles | None = None) -> ShardReader:
-    """The shards of `split` in `folder`, the artifact's `shards` folder; their tars are there too
-    unless `files` has them."""
+    """The shards of `split` in `folder`, the artifact's `shards` folder.
+
+    `files` has their tars; None: they are there too.
+    """
+    files = files or LocalFiles(folder=folder)
     found = {path.stem for path in folder.glob(f"{split}-*.json")}
     names = [shard_name(split, number) for number in range(len(found))]
     if not found or found != set(names):
@@ -144,13 +134,13 @@ def open_shards(folder: Path, split: str, files: ShardFiles | None = None) -> Sh
     records = []
     for name in names:
         record = read_record(folder, name)
-        if record is None or (files is None and not is_whole(folder, record)):
+        if record is None or (files.is_local(record) and not is_whole(folder, record)):
             raise ShardError(
                 f"{folder / name}.tar: missing, or not of the size that its record says; "
                 f"{MAKE_AGAIN}"
             )
         records.append(record)
-    return ShardReader(folder, records, files or LocalFiles(folder=folder))
+    return ShardReader(folder, records, files)
 
 
 def _columns(
@@ -216,6 +206,15 @@ class _OpenShard:
             expected = int(self._offsets[place, 0, 1])
         if size != expected:
             raise self._damaged(f"sample {place} has {size} bytes, its record says {expected}")
+
+    @property
+    def is_deleted(self) -> bool:
+        return os.fstat(self._descriptor).st_nlink == 0
+
+    def check_contents(self) -> None:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self._record.sha256:
+                raise self._damaged("altered since it was made (SHA-256 differs)")
 
     def _damaged(self, what: str) -> ShardError:
         return ShardError(f"{self._path}: {what}; {MAKE_AGAIN}")

@@ -19,7 +19,8 @@ from torch import Tensor
 from pipeline.config import DataConfig
 from pipeline.data.noise import noisy
 from pipeline.data.order import SampleIds, keyed_number, mix
-from pipeline.data.shard_reader import ShardFiles, ShardReader, open_shards
+from pipeline.data.shard_files import ShardFiles
+from pipeline.data.shard_reader import ShardReader, open_shards
 from pipeline.tasks import GaussianNoise, Task
 
 # Corrupted and clean, (N, C, H, W): uint8 0..255, or float32 in [0, 1] where noise was drawn, which

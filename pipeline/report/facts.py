@@ -10,6 +10,8 @@ import yaml
 from markupsafe import Markup
 
 from pipeline.artifacts import JSON, Artifact
+from pipeline.config import Runtime
+from pipeline.data.shard_files import shard_files
 from pipeline.report.figures import Node, Points, duration, graph_picture, line_chart
 from pipeline.report.pictures import contact_sheet, png_uri
 from pipeline.report.samples import validation_samples
@@ -116,7 +118,7 @@ def skipped_section(
     return section
 
 
-def samples_section(corrupt: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+def samples_section(corrupt: Mapping[str, Artifact], runtime: Runtime) -> list[dict[str, Any]]:
     """A contact sheet of validation patches per task; of the first source where there are more."""
     of_task: dict[str, Artifact] = {}
     for artifact in corrupt.values():
@@ -125,7 +127,9 @@ def samples_section(corrupt: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     for name in (name for name in TASKS if name in of_task):
         manifest = of_task[name].manifest
         task = task_named(name, clip_noise=manifest.summary["clip"] is not False)
-        samples = validation_samples(of_task[name].folder / "shards", task, SAMPLES)
+        folder = of_task[name].folder
+        files = shard_files(folder, runtime)
+        samples = validation_samples(folder / "shards", task, SAMPLES, files)
         sheet = contact_sheet([(each.corrupted, each.clean) for each in samples])
         row = manifest.config["task"]
         drawn_with = [f"{key} {row[key]}" for key in row if key not in ("name", "corruption")]

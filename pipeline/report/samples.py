@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.artifacts import JSON
 from pipeline.corruptions.apply import corrupt, drawn
 from pipeline.corruptions.keyed import generator
+from pipeline.data.shard_files import ShardFiles
 from pipeline.data.shard_reader import open_shards
 from pipeline.tasks import Task, ranges
 
@@ -23,12 +24,14 @@ class Sample:
     parameters: dict[str, JSON]
 
 
-def validation_samples(folder: Path, task: Task, count: int) -> list[Sample]:
-    """Samples evenly spread over the validation shards.
+def validation_samples(
+    folder: Path, task: Task, count: int, files: ShardFiles | None = None
+) -> list[Sample]:
+    """Samples evenly spread over the validation shards in `folder`, or in `files`.
 
     Noise is drawn here, and clipped and rounded to be seen.
     """
-    shards = open_shards(folder, "validation")
+    shards = open_shards(folder, "validation", files)
     places = np.concatenate([np.arange(samples) for samples in shards.counts])
     numbers = np.repeat(np.arange(len(shards.counts)), shards.counts)
     chosen = np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(int))
