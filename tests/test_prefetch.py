@@ -69,11 +69,11 @@ def test_what_comes_next_is_fetched_as_room_appears(tmp_path: Path) -> None:
             assert eventually(lambda expected=expected: len(asked) >= expected)
             time.sleep(IDLE_SECONDS / 4)
             seen.append(len(asked))
+        assert eventually(lambda: kept(tmp_path) == names_of(*RECORDS[3:]))
 
     assert seen == [2, 2, 3, 3, 4, 6, 6]
     assert sorted(asked) == sorted(FILES)
     assert asked[2:4] == ["/2.tar", "/3.tar"]
-    assert kept(tmp_path) == names_of(*RECORDS[3:])
 
 
 def test_one_thread_fetches_strictly_in_order(tmp_path: Path) -> None:
