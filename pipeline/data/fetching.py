@@ -35,11 +35,7 @@ def fetching_ahead(samples: Samples, step: int) -> Iterator[Callable[[int], None
             "read at a time; allow more, or have less read at a time by a smaller data.window, "
             "such as 16, and more data.lanes"
         )
-    needs = merge(
-        *(_needs(samples, name, lane, step) for name in remote for lane in samples.lanes()),
-        key=lambda need: need.first_step,
-    )
-    prefetcher = Prefetcher(cache, needs, budget=cache.limit // processes)
+    prefetcher = Prefetcher(cache, needs(samples, step), budget=cache.limit // processes)
     try:
         yield prefetcher.advance
     finally:
@@ -61,14 +57,22 @@ def _stretches(samples: Samples, name: str, lane: int, step: int) -> Iterator[St
 def _bytes_at_a_time(samples: Samples, remote: Mapping[str, RemoteFiles], step: int) -> int:
     def largest(name: str, lane: int) -> int:
         records = samples.streams[name].reader.records
+        elsewhere = [0 if remote[name].is_local(each) else each.bytes for each in records]
         stretches = islice(_stretches(samples, name, lane, step), STRETCHES)
-        return max(sum(records[shard].bytes for shard in each.shards) for each in stretches)
+        return max(sum(elsewhere[shard] for shard in each.shards) for each in stretches)
 
     return sum(largest(name, lane) for name in remote for lane in samples.lanes())
 
 
+def needs(samples: Samples, step: int) -> Iterator[Need]:
+    """The shards that are elsewhere, in the order in which the process begins to read them."""
+    of_lanes = [
+        _needs(samples, name, lane, step) for name in _remote(samples) for lane in samples.lanes()
+    ]
+    return merge(*of_lanes, key=lambda need: need.first_step)
+
+
 def _needs(samples: Samples, name: str, lane: int, step: int) -> Iterator[Need]:
-    """The shards that a task's lane reads, in the order in which it begins to."""
     stream = samples.streams[name]
     files = stream.reader.files
     assert isinstance(files, RemoteFiles)

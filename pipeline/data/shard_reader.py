@@ -74,7 +74,13 @@ class ShardReader:
     def read_rows(self, rows: np.ndarray, shards: np.ndarray, places: np.ndarray) -> None:
         """Fill rows (N, row_bytes) uint8 with the samples at `places` of `shards`."""
         for row, shard, place in zip(rows, shards.tolist(), places.tolist(), strict=True):
-            self._shard(shard).read_row(row, place)
+            try:
+                self._shard(shard).read_row(row, place)
+            except ShardError:
+                if shard not in self._open or self.files.is_local(self.records[shard]):
+                    raise
+                self._open.pop(shard).close()  # the cache finds out what is wrong with its copy
+                self._shard(shard).read_row(row, place)
 
     def images(self, name: str, shards: np.ndarray, places: np.ndarray) -> np.ndarray:
         """(N, height, width, channels) uint8 of the samples at `places` of `shards`."""
