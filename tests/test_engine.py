@@ -92,17 +92,37 @@ def test_samples_that_are_no_whole_batches_take_one_more_step() -> None:
 @pytest.mark.parametrize(
     ("config", "micro_batch", "world_size", "complaint"),
     [
-        (TrainingConfig(batch=10), None, 3, "batch: 10 does not divide over 3 processes"),
+        (
+            TrainingConfig(batch=10),
+            None,
+            3,
+            "10 does not .* 3 processes; start 1, 2, 5 or 10 of them",
+        ),
         (toy_config(tasks_per_step="all"), 2, 1, "micro_batch: 2 is less than the 3 samples"),
-        (toy_config(contrastive={"images": 8}, batch=20), None, 1, "20 samples, .* groups of 8"),
-        (TrainingConfig(batch=24, data={"lanes": 5}), None, 1, "5 lanes do not divide the 24 "),
+        (
+            toy_config(contrastive={"images": 8}, batch=20),
+            None,
+            1,
+            "20 samples, .* groups of 8 .*; change these",
+        ),
+        (
+            TrainingConfig(batch=24, data={"lanes": 5}),
+            None,
+            1,
+            "5 lanes do not divide the 24 .*; use 1, 2, 3, 4, 6, 8, 12 or 24 lanes",
+        ),
         (
             toy_config(tasks_per_step="all", data={"lanes": 12}),
             None,
             1,
             "lanes do not divide the 4 ",
         ),
-        (DnCNNTrainingConfig(), None, 2, "64 samples, .* groups of 128 .*statistics_batch"),
+        (
+            DnCNNTrainingConfig(),
+            None,
+            2,
+            "64 samples, .* groups of 128 .*statistics_batch.*; start 1 of them",
+        ),
     ],
 )
 def test_a_batch_that_leaves_a_rest_is_refused(config, micro_batch, world_size, complaint) -> None:

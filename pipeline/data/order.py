@@ -16,6 +16,8 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.division import divisors, one_of
+
 # Of the Feistel network. Small domains need more rounds than large ones to look random.
 ROUNDS = 8
 LAYOUTS_KEPT = 4  # passes whose shard order is remembered
@@ -244,29 +246,21 @@ def divide_batch(
     if share % lanes:
         raise OrderError(
             f"data.lanes: {lanes} lanes do not divide the {share} samples that a task has in a "
-            f"step; use one of {_list(_divisors(share))}"
+            f"step; use {one_of(divisors(share))}"
         )
     if share % world_size:
         raise OrderError(
             f"batch: {batch} does not divide over {world_size} processes{of_tasks}; "
-            f"use one of {_list(_divisors(share))} processes, or another batch"
+            f"start {one_of(divisors(share))} processes, or another batch"
         )
     if micro_batch % slices or share % (world_size * (micro_batch // slices)):
-        allowed = [each * slices for each in _divisors(share // world_size)]
+        allowed = [each * slices for each in divisors(share // world_size)]
         raise OrderError(
             f"runtime.micro_batch: {micro_batch} does not divide the batch of {batch} over "
-            f"{world_size} processes{of_tasks}; use one of {_list(allowed)}"
+            f"{world_size} processes{of_tasks}; use {one_of(allowed)}"
         )
     return Division(
         share=share,
         accumulation=batch // (world_size * micro_batch),
         share_of_micro_batch=micro_batch // slices,
     )
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(str(number) for number in numbers)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config import DnCNNTrainingConfig, PretrainConfig, Runtime, TrainingConfig
+from pipeline.division import divisors, one_of
 
 EngineName = Literal["ddp", "zero0", "zero1", "zero2", "zero3"]
 # ZeRO 1 keeps one gradient exchange per step, whatever the accumulation. ZeRO 2 and 3 save memory
@@ -94,23 +95,25 @@ def share_out(config: TrainingConfig, runtime: Runtime, *, rank: int, world_size
     The micro-batch is the largest that `runtime.micro_batch` allows: it changes memory and speed,
     never what is trained.
     """
+    together, why = samples_together(config)
+    fit = [each for each in divisors(config.batch) if config.batch // each % together == 0]
+    remedy = f"start {one_of(fit)} of them" if fit else "change these"
     if config.batch % world_size:
         raise LaunchError(
-            f"batch: {config.batch} does not divide over {world_size} processes; "
-            "start another number of them"
+            f"batch: {config.batch} does not divide over {world_size} processes; {remedy}, or "
+            "use another batch"
         )
     lanes, samples_of_task = config.data.lanes, config.batch // tasks_at_once(config)
     if samples_of_task % lanes:
         raise LaunchError(
             f"data.lanes: {lanes} lanes do not divide the {samples_of_task} samples that a task "
-            "has in a step; change lanes or batch"
+            f"has in a step; use {one_of(divisors(samples_of_task))} lanes, or another batch"
         )
     share = config.batch // world_size
-    together, why = samples_together(config)
     if share % together:
         raise LaunchError(
             f"batch: {config.batch} gives each of {world_size} processes {share} samples, which "
-            f"are not whole groups of {together} ({why}); start fewer processes or change these"
+            f"are not whole groups of {together} ({why}); {remedy}"
         )
     most = min(runtime.micro_batch or share, share)
     if most < together:
