@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,11 @@ from cache_samples import (
     kept,
     names_of,
     read,
+    record_of,
     write_shards,
 )
 from data_samples import as_nobody, imported_by, largest_file
+from source_samples import web_server
 
 from pipeline.data.file_locks import hold
 from pipeline.data.shard_cache import ShardCache
@@ -271,21 +272,21 @@ def test_what_killed_processes_left_is_deleted_and_what_is_in_flight_counts(
     assert kept(tmp_path / "cache") == names_of(records[0])
 
 
-def test_threads_that_want_the_same_shard_fetch_it_once(tmp_path: Path) -> None:
-    (record,) = write_shards(tmp_path / "copy", 1)
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    cache = impatient(tmp_path / "cache")
-    start = threading.Barrier(4)
+def test_threads_that_want_the_same_shards_fetch_each_once(tmp_path: Path) -> None:
+    files = {f"/{number}.tar": content_of(number, 1000) for number in range(60)}
+    records = [record_of(content) for content in files.values()]
+    cache = impatient(tmp_path, shards=60)
 
-    def one(_: int) -> bytes:
-        start.wait()
-        return read(cache, pipe, record)
+    with web_server(files) as (address, asked), ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(read, cache, address + path, record)
+            for path, record in zip(files, records, strict=True)
+            for _ in range(4)
+        ]
+        contents = [job.result() for job in jobs]
 
-    with ThreadPoolExecutor(4) as pool:
-        results = pool.map(one, range(4))
-        pipe.write_bytes(content_of(0))
-        assert list(results) == 4 * [content_of(0)]
+    assert contents[::4] == list(files.values())
+    assert sorted(asked) == sorted(files)
 
 
 def test_neither_torch_nor_webdataset_is_imported() -> None:
