@@ -31,8 +31,9 @@ from benchmarks.measuring import (
 )
 from benchmarks.modes import MODES, Agreement, Mode, built, compare, set_tf32
 from benchmarks.official_code import SIZES, check_checkout
+from pipeline.data.noise import noisy
 from pipeline.model_configs import IPTConfig
-from pipeline.tasks import PUBLISHED_ORDER, TASKS
+from pipeline.tasks import PUBLISHED_ORDER, TASKS, GaussianNoise
 
 PASSES = {"inference": 1, "training": 3}  # the backward pass counts twice; recomputing doesn't
 
@@ -92,7 +93,7 @@ def main() -> int:
         size=SIZES[options.size], scales={task: TASKS[task].scale for task in PUBLISHED_ORDER}
     )
     modes = [MODES[each] for each in options.modes.split(",")]
-    agreements = list(compare(config, options.task, modes, device))
+    agreements = [noise_agreement(device), *compare(config, options.task, modes, device)]
     if options.official:
         modes += [Mode(official=True, tf32=each) for each in (False, True)]
     batches = [int(each) for each in options.batch.split(",")]
@@ -114,6 +115,24 @@ def main() -> int:
         record |= {"measured": [asdict(each) for each in measured]}
         options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(each.holds for each in agreements) and not slower else 1
+
+
+def noise_agreement(device: torch.device) -> Agreement:
+    """The noise that a training draws on the device, with that of the CPU: the same bits."""
+    keys = torch.arange(-8, 8) * 0x0123456789ABCDEF
+    clean = (patches(len(keys), 48) * 255).round().to(torch.uint8)
+    differ = 0.0
+    for clip in (False, True):
+        spec = GaussianNoise(sigma_255=(0.0, 55.0), clip=clip)
+        on_device = noisy(clean.to(device), keys.to(device), spec).cpu()
+        differ += (on_device.view(torch.int32) != noisy(clean, keys, spec).view(torch.int32)).sum()
+    return Agreement(
+        what="noise with that of the CPU, numbers whose bits differ",
+        output=float(differ),
+        gradient=0.0,
+        output_limit=0.0,
+        gradient_limit=None,
+    )
 
 
 def measure(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_samples import write_photographs
 from demo_run import Run
 from torch import nn
 
@@ -102,6 +103,26 @@ def test_tilings_of_a_trained_model_are_compared(finished: Run) -> None:
     assert (task, images) == ("sr2", "2")
     assert float(difference) == pytest.approx(float(official) - float(overlap), abs=2e-3)
     assert 0 < abs(float(difference)) < 1
+
+
+@pytest.mark.slow
+def test_loading_is_measured_beside_stock_readers(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 40, height=200, width=220)
+    out = tmp_path / "loader.md"
+
+    done = run_script(
+        "loader.py",
+        *("--source", str(photographs), "--repeats", "1", "--batches", "50", "--out", str(out)),
+    )
+
+    assert done.returncode in (0, 1), done.stderr  # 1: a floor that a busy machine misses
+    page = out.read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith(("| npy", "| png"))]
+    assert len(rows) == 2
+    for _, _, stock, naive, ours, times, _ in rows:
+        assert float(times) == pytest.approx(float(ours) / float(stock), abs=0.1)
+        assert float(naive) > 0
+    assert "An index of 100,007,936 samples in 6104 shards" in page
 
 
 def test_saved_bytes_counts_storages_once_and_no_parameters() -> None:
