@@ -31,7 +31,8 @@ class SourceConfig(Section):
         package;
       tars of a webdataset: data/train-{000..146}.tar, data/*.tar or https://…/train-{000..146}.tar;
       parquet files: data/*.parquet;
-      a dataset of the Hugging Face Hub, or a folder that is one: hf:owner/name@split (train).
+      a dataset of the Hugging Face Hub, or a folder that is one: hf:owner/name@split (train), or
+        hf:owner/name:subset@split.
     What is local is relative to the working directory.
     """
 

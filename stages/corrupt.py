@@ -200,11 +200,12 @@ class Skipping:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(images_done: "Synchronized[int]", stop: Event) -> None:
+def _start_worker(images_done: "Synchronized[int]", stop: Event, started: Event) -> None:
     from pipeline.data.worker_processes import exit_with_parent
 
     exit_with_parent()
     _worker.update(images_done=images_done, stop=stop)
+    started.set()
 
 
 def _make_in_worker(settings: "ShardSettings", unit: "ShardUnit") -> list[str]:
@@ -233,12 +234,12 @@ def _make(
 
     # Workers start from nothing, so that they share no lock and no torch with this process.
     context = multiprocessing.get_context("spawn")
-    images_done, stop = context.Value("q", 0), context.Event()
+    images_done, stop, started = context.Value("q", 0), context.Event(), context.Event()
     total = sum(unit.end - unit.first for unit in missing)
     crops = settings.crops_per_image
     count = min(max(1, job.runtime.workers), len(missing))
     with ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start_worker, initargs=(images_done, stop)
+        count, mp_context=context, initializer=_start_worker, initargs=(images_done, stop, started)
     ) as pool:
         try:
             with single_threaded_children(), blocked_in_children(FOR_THE_PARENT):
@@ -252,9 +253,12 @@ def _make(
                 note = f"{len(missing) - len(waiting)} of {len(missing)} shards"
                 job.progress(images_done.value * crops, total * crops, note)
         except BrokenProcessPool as error:
+            what = "a worker process was killed, most likely for want of memory; lower"
+            if not started.is_set():
+                what = "no worker process could begin; mend what they printed above, or lower"
             raise StageError(
-                f"{settings.folder}: a worker process was killed, most likely for want of memory; "
-                f"lower runtime.workers ({count}) and run the same command again, it resumes"
+                f"{settings.folder}: {what} runtime.workers ({count}), and run the same command "
+                "again, it resumes"
             ) from error
         finally:
             stop.set()

@@ -69,7 +69,7 @@ def evaluate_stage(
     return Stage(
         name=f"evaluate-{model.name}",
         kind="evaluate",
-        version=3,
+        version=4,
         config=EvaluationConfig(
             model=cast(ModelKind, model.kind),
             task=task,
@@ -154,7 +154,7 @@ def protocol(config: EvaluationConfig) -> dict[str, JSON]:
         "luma": "BT.601, 16 to 235, unrounded",
         "ssim": "Gaussian 11×11, σ 1.5, valid region; RGB is the mean of the channels",
         "mean": "of per-image scores",
-        "noise": noise,
+        "noise": noise,  # where it is drawn here
         "drawn": {name: list(each) for name, each in ranges(corruption).items()},  # per image
         "seed": config.seed,
         "tiling": config.tiling,
@@ -220,7 +220,13 @@ def _score_test_set(
         version: mean_scores([image[version] for image in images])
         for version in ("corrupted", "restored")
     }
-    return {"images": images, "mean": mean, "skipped": list(test_set.skipped)}
+    return {
+        "images": images,
+        "mean": mean,
+        "skipped": list(test_set.skipped),
+        # Then the protocol's noise is not ours to state.
+        "corrupted_is_given": test_set.is_given,
+    }
 
 
 def _write_pictures(

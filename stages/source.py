@@ -188,8 +188,9 @@ def _find(listing: "Listing", job: Job, path: str) -> None:
         case "parquet":
             list_parquet(listing, matching_files(str(resolve_location(path))))
         case "dataset":
-            name, _, split = path.removeprefix("hf:").partition("@")
-            list_dataset(listing, name, split or SPLIT)
+            dataset, _, split = path.removeprefix("hf:").partition("@")
+            name, _, subset = dataset.partition(":")
+            list_dataset(listing, name, subset or None, split or SPLIT)
         case "urls":
             urls = expand_braces(path)
             tars = download(

@@ -60,6 +60,7 @@ def write_scores(folder: Path, *, model: str, task: str, psnr: float, image: str
                 "images": [entry],
                 "mean": {"corrupted": scores(18.5), "restored": scores(psnr)},
                 "skipped": [{"path": "/x/thin.png", "reason": "9×40 pixels are too few"}],
+                "corrupted_is_given": False,
             }
         },
     }

@@ -134,6 +134,16 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     assert list((tmp_path / "shards").iterdir()) == []
 
 
+def test_workers_that_cannot_start_are_not_said_to_want_memory(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, source = corrupting_stage("sr3", photographs), listed(photographs, tmp_path / "source")
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path / "nowhere"))  # new interpreters end at once
+
+    with pytest.raises(StageError, match=r"no worker process could begin; mend what they printed"):
+        execute(stage, tmp_path / "out", {"source": source})
+
+
 def test_workers_import_no_torch(photographs: Path, tmp_path: Path) -> None:
     """A torch that says when it is imported stands before the real one."""
     for name in ("torch", "webdataset"):

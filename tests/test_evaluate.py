@@ -49,6 +49,7 @@ def test_a_model_that_does_nothing_keeps_the_scores_of_its_input(tmp_path):
     assert mine["mean"]["corrupted"]["psnr_rgb"] == pytest.approx(sum(psnr) / 2, abs=1e-12)
     assert scores["model_name"] == "DnCNN"
     assert scores["protocol"]["noise"] is None
+    assert mine["corrupted_is_given"]
 
 
 def test_noisy_input_is_scored_as_drawn_and_its_restoration_rounded(tmp_path):
@@ -69,6 +70,7 @@ def test_noisy_input_is_scored_as_drawn_and_its_restoration_rounded(tmp_path):
     # Rounding to 8 bits clips too, which takes noise away.
     assert image["restored"]["psnr_rgb"] > image["corrupted"]["psnr_rgb"] + 0.3
     assert scores["protocol"]["noise"] == "unclipped"
+    assert not scores["test_sets"]["mine"]["corrupted_is_given"]
 
 
 def test_every_model_meets_the_same_noise(tmp_path):

@@ -109,9 +109,9 @@ def test_light_rain_falls_as_steeply_and_its_streaks_are_as_long_as_in_rain100l(
     # The 20 real pairs, measured so: tilts of mean -2.5°, 5 % below -23°, 5 % above 16°.
     assert tilts.mean() == pytest.approx(-2.5, abs=8)
     assert np.percentile(tilts, [5, 95]) == pytest.approx([-23, 16], abs=9)
-    # Theirs are 8.5 and 43 pixels along, 0.81 and 2.6 across; of the 43, ours have 25 % less.
+    # Theirs are 8.5 and 43 pixels along, 0.81 and 2.6 across; ours 8.2, 40, 0.84 and 2.5.
     real = (8.5, 43, 0.81, 2.6)
-    for length, expected, tolerance in zip(lengths, real, (0.3, 0.35, 0.25, 0.25), strict=True):
+    for length, expected, tolerance in zip(lengths, real, (0.15, 0.12, 0.15, 0.1), strict=True):
         assert length.mean() == pytest.approx(expected, rel=tolerance)
 
 

@@ -132,18 +132,26 @@ def test_photographs_trained_on_are_those_in_training_shards(small_run):
     assert trained_on([], source) == 0
 
 
-def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run):
+@pytest.mark.parametrize("is_given", [False, True])
+def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run, is_given):
     for name in ("finetune-denoise30", "dncnn-denoise30"):
         path = small_run.root / f"evaluate-{name}" / "scores.json"
         record = json.loads(path.read_text())
         mine = record["test_sets"].pop("mine")
-        record["test_sets"]["CBSD68"] = mine | {"images": mine["images"] * 68}
+        record["test_sets"]["CBSD68"] = mine | {
+            "images": mine["images"] * 68,
+            "corrupted_is_given": is_given,
+        }
         path.write_text(json.dumps(record))
 
     text, _ = small_run.report()
 
     tables = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", text, re.DOTALL)
     with_ours = [title for title, body in tables if "IPT, this run" in body]
+    if is_given:  # then nobody knows how the noise was made
+        assert not with_ours
+        assert "noise of given files, published: clipped" in text
+        return
     assert len(with_ours) == 2
     assert all("clipped noise" in title and "unclipped" not in title for title in with_ours)
     assert "noise clipped, published: unclipped" in text

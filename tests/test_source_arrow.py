@@ -95,6 +95,17 @@ def test_photographs_of_a_dataset_are_byte_identical(tmp_path: Path) -> None:
         assert int(index._rows["offset"][number]) == place.read_bytes().index(content)
 
 
+def test_a_subset_of_a_dataset_is_named_after_a_colon(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in" / "all", ROWS, ("train.parquet",))
+    write_parquet(tmp_path / "in" / "few", ROWS[:3], ("train.parquet",))
+    subsets = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("all", "few"))
+    (tmp_path / "in" / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
+
+    artifact = listed(f"hf:{tmp_path}/in:few@train", tmp_path / "out")
+
+    assert contents_of(index_in(artifact)).keys() == set(numbered("train", list(PHOTOGRAPHS)[:3]))
+
+
 def test_a_dataset_of_many_batches_and_files_is_byte_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,14 +61,17 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
     _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))
 
 
-def list_dataset(listing: Listing, dataset: str, split: str) -> None:
+def list_dataset(listing: Listing, dataset: str, subset: str | None, split: str) -> None:
     """Add the photographs of a dataset of the Hub, or of a folder that is one, each named
-    `<split>/<row>/<its own name>`."""
+    `<split>/<row>/<its own name>`; `subset` is what `datasets` calls a configuration."""
     import datasets
     from huggingface_hub.errors import GatedRepoError
 
+    where = f"hf:{dataset}{f':{subset}' if subset else ''}@{split}"
     try:
-        cached = _Cached.of(datasets.load_dataset(dataset, split=split, keep_in_memory=False))
+        cached = _Cached.of(
+            datasets.load_dataset(dataset, subset, split=split, keep_in_memory=False)
+        )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if any(isinstance(each, GatedRepoError) for each in _causes(error)) or _GATED in str(error):
             raise SourceError(
@@ -76,8 +79,8 @@ def list_dataset(listing: Listing, dataset: str, split: str) -> None:
                 f"{datasets.config.HF_ENDPOINT}/datasets/{dataset}, then log in here with "
                 "`hf auth login`; and run the same command again"
             ) from error
-        raise SourceError(f"hf:{dataset}@{split}: can't be loaded: {_one_line(error)}") from error
-    _list_cached(listing, cached, [(split.encode(), cached.rows)], f"hf:{dataset}@{split}")
+        raise SourceError(f"{where}: can't be loaded: {_one_line(error)}") from error
+    _list_cached(listing, cached, [(split.encode(), cached.rows)], where)
 
 
 def _list_cached(

@@ -85,6 +85,11 @@ class TestSet:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the corrupted images are files; where not, they are made here, by the task."""
+        return any(item.corrupted is not None for item in self.items)
+
     def __iter__(self) -> Iterator[Pair]:
         self.skipped.clear()
         for item in self.items:

@@ -86,12 +86,13 @@ def _ours(
     reasons = []
     for row in rows:
         protocol = protocols[row.task]
+        is_unknown = row.corrupted_is_given and protocol["noise"] is not None
         reason = differences(
             table,
             test_set=row.test_set,
             images=row.images,
             border=protocol["border"],
-            noise=protocol["noise"],
+            noise="of given files" if is_unknown else protocol["noise"],
         )
         if reason:
             reasons.append(f"{TASKS[row.task].title} on {row.test_set}: {'; '.join(reason)}")

@@ -34,6 +34,7 @@ class VerdictRow:
     dncnn: Scores | None = None
     ipt: Scores | None = None
     skipped: int = 0  # photographs left out of the test set
+    corrupted_is_given: bool = False  # as files, not made by the evaluation
 
     @property
     def models(self) -> dict[str, Scores]:
@@ -57,6 +58,7 @@ def verdict_rows(records: Sequence[Mapping[str, Any]]) -> list[VerdictRow]:
             row["corrupted"] = scores["mean"]["corrupted"]
             row["images"] = len(scores["images"])
             row["skipped"] = len(scores["skipped"])
+            row["corrupted_is_given"] = scores["corrupted_is_given"]
             row[model_of(record)] = scores["mean"]["restored"]
     order = list(TASKS)
     return [
