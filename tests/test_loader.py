@@ -121,6 +121,28 @@ def test_one_trains_every_task_once_in_a_block_and_all_every_task_in_a_step(
         assert all(len(pair[0]) == len(pair[1]) == 4 for pair in batch.values())
 
 
+def test_tasks_with_other_numbers_of_shards_and_samples_go_on_each_by_itself(
+    folder: Path, tmp_path: Path, streams: dict[str, Stream]
+) -> None:
+    photographs = write_photographs(tmp_path / "in", 8)
+    config = SMALL.model_copy(update={"samples_per_shard": 100})
+    few = open_stream(
+        corrupted("denoise30", photographs, tmp_path, config=config).folder,
+        TASKS["denoise30"],
+        split="train",
+    )
+    assert (len(few.reader.records), few.samples) == (1, 18)
+
+    both = batches({"sr2": streams["sr2"], "denoise30": few}, tasks_per_step="all", steps=6)
+    alone = batches({"sr2": streams["sr2"]}, batch=6, micro_batch=6, steps=6)
+
+    assert all(
+        torch.equal(one["sr2"][1], two["sr2"][1]) for one, two in zip(both, alone, strict=True)
+    )
+    passes = [joined(both[begin : begin + 3])["denoise30"] for begin in (0, 3)]
+    assert torch.equal(_sorted(passes[0])[1], _sorted(passes[1])[1])
+
+
 def test_images_have_the_contracted_types_and_shapes(streams: dict[str, Stream]) -> None:
     batch = batches(streams, steps=1, tasks_per_step="all")[0]
 
