@@ -64,10 +64,13 @@ class Artifact:
         return self.manifest.summary.get("identity", self.manifest.fingerprint)
 
 
+# Made once: json.dumps would make it each time.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def canonical_digest(value: JSON) -> str:
     """SHA-256 of `value` as JSON with sorted keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -3,26 +3,49 @@ import pytest
 from data_samples import photograph
 from scipy.ndimage import correlate
 
-from pipeline.corruptions.blur import blur_region, gaussian_kernel, motion_kernel
+from pipeline.corruptions.blur import (
+    UNIT,
+    blur_both_ways,
+    blur_once,
+    gaussian_kernel,
+    motion_kernel,
+)
 
 ROUNDED = 2**-19  # weights are multiples of 2**-20
 
 
-def blur(image: np.ndarray, *kernels: np.ndarray) -> np.ndarray:
+def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """The whole image by a kernel that is a column or a square."""
     height, width = image.shape[:2]
-    return blur_region(image, *kernels, rows=(0, height), columns=(0, width))
+    function = blur_both_ways if kernel.ndim == 1 else blur_once
+    return function(image, kernel, rows=(0, height), columns=(0, width))
+
+
+def one_weight_after_the_other(image: np.ndarray, *kernels: np.ndarray) -> np.ndarray:
+    """The whole image convolved with each kernel in turn, in the plainest way, in whole numbers."""
+    sums, unit = image.astype(object), 1
+    for kernel in kernels:
+        down, right = (side // 2 for side in kernel.shape)
+        padded = np.pad(sums, ((down, down), (right, right), (0, 0)), mode="symmetric")
+        sums = sum(
+            int(weight) * padded[row : row + image.shape[0], column : column + image.shape[1]]
+            for (row, column), weight in np.ndenumerate(kernel)
+            if weight
+        )
+        unit *= UNIT
+    return ((2 * sums + unit) // (2 * unit)).astype(np.uint8)
 
 
 def test_motion_of_3_pixels_at_45_degrees_is_matlabs():
     """As MATLAB prints fspecial('motion', 3, 45): mathworks.com, answers 307822."""
     printed = [[0, 0.0754, 0.1883], [0.0754, 0.3215, 0.0754], [0.1883, 0.0754, 0]]
 
-    np.testing.assert_allclose(motion_kernel(3, 45), printed, atol=5e-5)
+    np.testing.assert_allclose(motion_kernel(3, 45) / UNIT, printed, atol=5e-5)
 
 
 @pytest.mark.parametrize(("angle", "axis"), [(0, 0), (90, 1), (180, 0)])
 def test_motion_along_an_axis_is_the_mean_of_its_pixels(angle, axis):
-    kernel = motion_kernel(9, angle)
+    kernel = motion_kernel(9, angle) / UNIT
 
     middle = kernel.take(4, axis=axis)
     assert kernel.shape == (9, 9)
@@ -41,7 +64,7 @@ def test_angles_are_counterclockwise():
 @pytest.mark.parametrize("length", [1, 5.0, 12.3, 25])
 @pytest.mark.parametrize("angle", [0, 17.5, 45, 90, 179])
 def test_motion_kernels_are_as_long_as_asked_and_point_where_asked(length, angle):
-    kernel = motion_kernel(length, angle)
+    kernel = motion_kernel(length, angle) / UNIT
 
     radius = len(kernel) // 2
     rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
@@ -58,7 +81,7 @@ def test_motion_kernels_are_as_long_as_asked_and_point_where_asked(length, angle
 
 @pytest.mark.parametrize("sigma", [0.2, 1.0, 2.0, 3.0])
 def test_gaussian_kernel_is_the_sampled_gaussian(sigma):
-    kernel = gaussian_kernel(sigma)[:, 0]
+    kernel = gaussian_kernel(sigma) / UNIT
 
     distances = np.arange(-10, 11)
     expected = np.exp(-(distances**2) / (2 * sigma**2))
@@ -73,22 +96,49 @@ def test_blur_equals_scipys_correlation_with_mirrored_borders(channels):
     image = photograph(0, height=37, width=41)[:, :, :channels]
     column, motion = gaussian_kernel(1.7), motion_kernel(14.5, 63)
 
-    for ours, kernel in (
-        (blur(image, column, column.T), column @ column.T),
-        (blur(image, motion), motion),
+    for kernel, square in (
+        (column, np.outer(column / UNIT, column / UNIT)),
+        (motion, motion / UNIT),
     ):
-        theirs = correlate(image.astype(float), kernel[:, :, None], mode="reflect")
-        np.testing.assert_array_equal(ours, np.floor(theirs + 0.5))
+        theirs = correlate(image.astype(float), square[:, :, None], mode="reflect")
+        np.testing.assert_array_equal(blur(image, kernel), np.floor(theirs + 0.5))
+
+
+@pytest.mark.parametrize("number", range(24))
+def test_blur_is_the_exact_sum_rounded_half_up(number):
+    rng = np.random.default_rng(number)
+    height, width = rng.integers(12, 40, 2)
+    image = rng.integers(0, 256, (height, width, 1 + 2 * (number % 2)), dtype=np.uint8)
+    if number % 3 == 0:
+        image = image // 128 * 255  # the steepest edges
+    column = gaussian_kernel(rng.uniform(0.2, 3))
+    motion = motion_kernel(rng.uniform(1, 12), 15.0 * number)
+
+    both_ways = one_weight_after_the_other(image, column[:, None], column[None])
+    once = one_weight_after_the_other(image, motion)
+
+    np.testing.assert_array_equal(blur(image, column), both_ways)
+    np.testing.assert_array_equal(blur(image, motion), once)
+
+
+def test_sums_that_end_in_a_half_are_rounded_up():
+    image = np.zeros((9, 9, 3), np.uint8)
+    image[:, 5:] = 1
+    halves = np.array([[UNIT // 4, UNIT // 2, UNIT // 4]], np.int32)
+
+    np.testing.assert_array_equal(blur(image, halves)[4, :, 0], [0, 0, 0, 0, 0, 1, 1, 1, 1])
+    image[:, 5:] = 2
+    np.testing.assert_array_equal(blur(image, halves)[4, :, 0], [0, 0, 0, 0, 1, 2, 2, 2, 2])
 
 
 def test_regions_equal_the_whole_image_blurred():
     image = photograph(1, height=50, width=60)
-    column = gaussian_kernel(2.5)
 
-    for kernels in ((column, column.T), (motion_kernel(20, 120),)):
-        whole = blur(image, *kernels)
+    for kernel in (gaussian_kernel(2.5), motion_kernel(20, 120)):
+        whole = blur(image, kernel)
+        function = blur_both_ways if kernel.ndim == 1 else blur_once
         for top, left in ((0, 0), (3, 44), (34, 1), (17, 22)):
-            patch = blur_region(image, *kernels, rows=(top, top + 16), columns=(left, left + 16))
+            patch = function(image, kernel, rows=(top, top + 16), columns=(left, left + 16))
             np.testing.assert_array_equal(patch, whole[top : top + 16, left : left + 16])
 
 

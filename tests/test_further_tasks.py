@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig
-from pipeline.corruptions.blur import blur_region, gaussian_kernel, motion_kernel
+from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel, motion_kernel
 from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.jpeg import compress_region
 from pipeline.data.loader import training_batches
@@ -67,11 +67,10 @@ def made_again(whole: np.ndarray, parameters: dict[str, float]) -> np.ndarray:
         case "JpegCompression":
             return compress_region(whole, parameters["quality"], **region)
         case "GaussianBlur":
-            column = gaussian_kernel(parameters["sigma"])
-            return blur_region(whole, column, column.T, **region)
+            return blur_both_ways(whole, gaussian_kernel(parameters["sigma"]), **region)
         case "MotionBlur":
             kernel = motion_kernel(parameters["length"], parameters["angle"])
-            return blur_region(whole, kernel, **region)
+            return blur_once(whole, kernel, **region)
     raise AssertionError(parameters)
 
 

@@ -46,6 +46,26 @@ def test_whole_image_is_what_its_file_holds():
     np.testing.assert_array_equal(compress(image, 20), np.asarray(Image.open(file)))
 
 
+def by_pillow(image: np.ndarray, quality: int) -> np.ndarray:
+    file = BytesIO()
+    squeezed = image[:, :, 0] if image.shape[2] == 1 else image
+    Image.fromarray(squeezed).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return np.asarray(Image.open(file)).reshape(image.shape)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_quality_gives_pillows_pixels(channels):
+    rng = np.random.default_rng(channels)
+    for quality in range(1, 101):
+        height, width = rng.integers(1, 80, 2)
+        smooth = photograph(quality, height=96, width=96)[:height, :width]
+        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        edges = noise // 128 * 255
+        for image in (smooth, noise, edges):
+            image = image[:, :, :channels]
+            np.testing.assert_array_equal(compress(image, quality), by_pillow(image, quality))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(96, 128), (83, 101), (49, 50)])
 def test_regions_equal_the_whole_image_compressed(channels, height, width):

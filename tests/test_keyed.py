@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from pipeline.artifacts import canonical_digest
 from pipeline.corruptions.keyed import generator
 
 
@@ -23,6 +24,27 @@ def test_stream_of_a_key_never_changes():
         5918183166306400985,
         6499042150907720726,
     ]
+
+
+def test_stream_is_that_of_philox_keyed_by_the_digest():
+    for key in [(0,), ("crop", 7, "0123456789abcdef", "jpeg", 3), ("größe", -(2**70))]:
+        digest = canonical_digest(list(key))
+        expected = np.random.Generator(np.random.Philox(key=int(digest[:32], 16)))
+        ours = generator(*key)
+
+        assert ours.standard_normal(5).tolist() == expected.standard_normal(5).tolist()
+        assert ours.integers(0, 400, 9).tolist() == expected.integers(0, 400, 9).tolist()
+        assert ours.gamma(1.5, size=3).tolist() == expected.gamma(1.5, size=3).tolist()
+
+
+def test_generators_alive_at_once_share_nothing():
+    one, same, other = generator("a"), generator("a"), generator("b")
+
+    drawn = [(one.random(), other.random()) for _ in range(5)]
+
+    assert [same.random() for _ in range(5)] == [first for first, _ in drawn]
+    alone = generator("b")
+    assert [alone.random() for _ in range(5)] == [second for _, second in drawn]
 
 
 def test_types_and_borders_of_key_parts_count():

@@ -8,13 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from data_samples import corrupting_stage, write_photographs
+from data_samples import SMALL, corrupting_stage, listed, sr3_settings, write_photographs
 
 from launch.local import run_graph
 from launch.stage import checked_part, run_stage
 from pipeline.artifacts import Artifact
 from pipeline.config import RunConfig, Runtime, SourceConfig
 from pipeline.config_file import ConfigError
+from pipeline.data.shard_making import make_shard, plan_shards
+from pipeline.data.shards import read_record
 from pipeline.graph import Graph, Job, Stage, StageError, report_nothing, resolve_stage
 
 REPOSITORY = Path(__file__).parents[1]
@@ -161,3 +163,26 @@ def test_parts_do_not_list_a_changed_source_anew_all_at_once(tmp_path: Path) -> 
 
     with pytest.raises(StageError, match=r"make it again first: .*--until source"):
         run_in_parts(photographs, tmp_path / "runs", parts=2)
+
+
+def test_samples_have_the_same_bytes_whichever_photographs_share_their_shard(
+    tmp_path: Path,
+) -> None:
+    photographs = write_photographs(tmp_path / "in", 30)
+    source = listed(photographs, tmp_path / "source")
+    contents: list[list[bytes]] = []
+    for name, of_a_shard in (("alone", 1), ("together", 1000)):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = sr3_settings(folder, source, photographs, samples_per_shard=of_a_shard)
+        for unit in plan_shards(30, 2, settings):
+            make_shard(settings, unit, after_image=lambda: None)
+        records = [read_record(folder, path.stem) for path in folder.glob("train-*.tar")]
+        stride = records[0].stride
+        data = b"".join(
+            (folder / each.file).read_bytes()[: each.samples * stride] for each in records
+        )
+        contents.append(sorted(data[at : at + stride] for at in range(0, len(data), stride)))
+
+    assert len(contents[0]) == 28 * SMALL.crops_per_image
+    assert contents[0] == contents[1]

@@ -1,13 +1,12 @@
 """From the spec of a corruption, in `tasks.py`, to the function that does it."""
 
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corruptions.bicubic import downscale_patch, imresize
-from pipeline.corruptions.blur import blur_region, gaussian_kernel, motion_kernel
+from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel, motion_kernel
 from pipeline.corruptions.jpeg import compress_region
 from pipeline.corruptions.noise import add_gaussian_noise
 from pipeline.corruptions.rain import add_rain, cut_layer
@@ -35,7 +34,8 @@ def drawn(corruption: Corruption, rng: np.random.Generator) -> Corruption:
             values[name] = int(rng.integers(low, high + 1))
         else:
             values[name] = round(float(rng.uniform(low, high)), 4)  # as records show it
-    return replace(corruption, **values)  # type: ignore[arg-type] # names are the class's own
+    # As dataclasses.replace does, at half the time.
+    return type(corruption)(**(vars(corruption) | values)) if values else corruption
 
 
 def corrupt(
@@ -128,8 +128,7 @@ def _corrupt_region(
         case JpegCompression(quality=int() as quality):
             return compress_region(clean, quality, rows=rows, columns=columns)
         case GaussianBlur(sigma=float() | int() as sigma):
-            column = gaussian_kernel(sigma)
-            return blur_region(clean, column, column.T, rows=rows, columns=columns)
+            return blur_both_ways(clean, gaussian_kernel(sigma), rows=rows, columns=columns)
         case MotionBlur(length=float() | int() as length, angle=float() | int() as angle):
-            return blur_region(clean, motion_kernel(length, angle), rows=rows, columns=columns)
+            return blur_once(clean, motion_kernel(length, angle), rows=rows, columns=columns)
     raise AssertionError(f"no function for {corruption}")

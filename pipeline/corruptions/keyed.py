@@ -5,6 +5,8 @@ was drawn before.
 """
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike, NDArray
 
 from pipeline.artifacts import canonical_digest
 
@@ -22,5 +24,18 @@ def generator(*key: str | int) -> np.random.Generator:
         if isinstance(part, bool) or not isinstance(part, str | int):
             raise TypeError(f"key part {part!r} of {key} is neither a str nor an int")
     digest = canonical_digest(list(key))
-    # Philox takes 128 bits.
-    return np.random.Generator(np.random.Philox(key=int(digest[:32], 16)))
+    # NumPy's stubs name one class of seeds where any that is an ISeedSequence is taken.
+    return np.random.Generator(np.random.Philox(_Key(digest)))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """A key for Philox as it is. Given by name, `Philox(key=…)`, it is the same, but that also asks
+    the operating system for a seed which it doesn't use, and takes three times as long."""
+
+    def __init__(self, digest: str) -> None:
+        self._words = [int(digest[16:32], 16), int(digest[:16], 16)]  # the lower 64 bits first
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint64]:
+        """Philox's key of 128 bits; nothing else is asked for."""
+        assert (n_words, dtype) == (2, np.uint64)
+        return np.array(self._words, np.uint64)

@@ -96,7 +96,7 @@ class ShardWriter:
         self._format = image_format
         self._digest = hashlib.sha256()
         self._bytes = 0
-        self._images: dict[str, list[int]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._offsets: list[list[tuple[int, int]]] = []
         self._began = time.monotonic()
 
@@ -105,18 +105,20 @@ class ShardWriter:
     ) -> None:
         """Append a sample: uint8 (height, width, channels) images by name, of the same shapes each
         time."""
-        shapes = {name: list(image.shape) for name, image in images.items()}
-        self._images = self._images or shapes
-        assert shapes == self._images, f"{key}: {shapes}, the samples before {self._images}"
+        shapes = {name: image.shape for name, image in images.items()}
+        self._shapes = self._shapes or shapes
+        assert shapes == self._shapes, f"{key}: {shapes}, the samples before {self._shapes}"
         places: list[tuple[int, int]] = []
-        content = bytearray()
+        parts: list[bytes] = []
+        end = self._bytes
         for name, image in images.items():
             assert image.dtype == np.uint8, f"{key}.{name}: {image.dtype}"
             encoded = npy_bytes(image) if self._format == "npy" else png_bytes(image)
-            places.append((self._bytes + len(content) + BLOCK, len(encoded)))
-            content += member(f"{key}.{name}.{self._format}", encoded)
-        content += member(f"{key}.json", description_bytes(description))
-        self._write(content)
+            places.append((end + BLOCK, len(encoded)))
+            parts += member(f"{key}.{name}.{self._format}", encoded)
+            end += BLOCK + len(encoded) + len(parts[-1])
+        parts += member(f"{key}.json", description_bytes(description))
+        self._write(b"".join(parts))
         self._offsets.append(places)
 
     def finish(self, skipped: Sequence[Mapping[str, str]] = ()) -> ShardRecord:
@@ -135,13 +137,14 @@ class ShardWriter:
             write_atomically(self._folder / offsets, content.getvalue())
         Path(self._file.name).rename(self._folder / f"{self._name}.tar")
         sync_folder(self._folder)
+        images = {name: list(shape) for name, shape in self._shapes.items()}
         record = ShardRecord(
             file=f"{self._name}.tar",
             format=self._format,
             samples=len(self._offsets),
-            images=self._images,
+            images=images,
             first=0,
-            stride=sample_bytes(self._images) if self._format == "npy" else None,
+            stride=sample_bytes(images) if self._format == "npy" else None,
             offsets=offsets,
             bytes=self._bytes,
             sha256=self._digest.hexdigest(),
@@ -151,7 +154,7 @@ class ShardWriter:
         write_json(self._folder / f"{self._name}.json", asdict(record))
         return record
 
-    def _write(self, content: bytes | bytearray) -> None:
+    def _write(self, content: bytes) -> None:
         self._file.write(content)
         self._digest.update(content)
         self._bytes += len(content)
@@ -170,25 +173,26 @@ def writing_shard(folder: Path, name: str, *, image_format: Format) -> Iterator[
         temporary.unlink(missing_ok=True)
 
 
-def member(name: str, content: bytes) -> bytes:
-    return b"".join((member_header(name, len(content)), content, bytes(-len(content) % BLOCK)))
+def member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """A file in the tar: its header, its content, its padding."""
+    return member_header(name, len(content)), content, bytes(-len(content) % BLOCK)
 
 
 def member_header(name: str, size: int) -> bytes:
     """A ustar header in which only the name and the size vary: no time, no owner."""
-    header = bytearray(_nameless_header(size))
+    header, total = _nameless_header(size)
     encoded = name.encode("ascii")
-    header[: len(encoded)] = encoded
-    header[CHECKSUM : CHECKSUM + 8] = b"        "
-    header[CHECKSUM : CHECKSUM + 8] = b"%06o\0 " % sum(header)
-    return bytes(header)
+    checksum = b"%06o\0 " % (total + sum(encoded))
+    return encoded + header[len(encoded) : CHECKSUM] + checksum + header[CHECKSUM + 8 :]
 
 
 @lru_cache(maxsize=4096)
-def _nameless_header(size: int) -> bytes:
+def _nameless_header(size: int) -> tuple[bytes, int]:
+    """The header of a member without a name, and its sum; the checksum counts as spaces in it."""
     member = tarfile.TarInfo("")
     member.size = size
-    return member.tobuf(tarfile.USTAR_FORMAT)
+    header = member.tobuf(tarfile.USTAR_FORMAT)
+    return header, sum(header[:CHECKSUM]) + 8 * ord(" ") + sum(header[CHECKSUM + 8 :])
 
 
 def npy_bytes(image: np.ndarray) -> bytes:
@@ -204,11 +208,14 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     return content.getvalue()
 
 
+_DESCRIPTION = json.JSONEncoder(sort_keys=True)  # made once: json.dumps would make it each time
+
+
 def description_bytes(description: Mapping[str, JSON]) -> bytes:
     """The sample's json in exactly DESCRIPTION_BYTES; a source name too long for it loses its
     beginning, the key identifies it anyway."""
     shortened = dict(description)
-    while len(text := json.dumps(shortened, sort_keys=True)) > DESCRIPTION_BYTES - 1:
+    while len(text := _DESCRIPTION.encode(shortened)) > DESCRIPTION_BYTES - 1:
         surplus = len(text) - (DESCRIPTION_BYTES - 1)
         source = str(shortened["source"])
         assert len(source) > 1, f"nothing left to shorten in {text}"
