@@ -22,7 +22,7 @@ def rain_layers_stage(config: RainLayersConfig, *, seed: int) -> Stage:
     return Stage(
         name="rain-layers",
         kind="rain-layers",
-        version=1,
+        version=2,
         config=RainBankConfig(rain_layers=config, seed=seed),
         run=run,
         # Rendered layers follow from the config; what is in a folder does not.
