@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Preset = Literal["light", "heavy"]
 
 SUBLAYERS = 8  # each of one length, width and tilt
-SHORTEST, LONGEST = 8.0, 180.0  # streaks, in pixels
+SHORTEST, LONGEST = 8.0, 140.0  # streaks, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ def draw_streaks(rng: np.random.Generator, preset: Preset) -> Streaks:
     if preset == "light":
         return Streaks(
             tilts=(float(np.clip(rng.normal(0, 13), -25, 25)),),
-            tilt_spread=0.3,
-            median_length=float(rng.lognormal(np.log(39), 0.3)),
-            length_spread=0.75,
-            widths=(0.6, 1.1),
+            tilt_spread=0.5,
+            median_length=float(rng.lognormal(np.log(38), 0.3)),
+            length_spread=0.9,
+            widths=(0.38, 1.25),
             largest_taper=0.9,
-            coverage=rng.uniform(0.08, 0.28),
-            peak=float(rng.lognormal(np.log(38), 0.42)),
+            coverage=rng.uniform(0.08, 0.29),
+            peak=float(rng.lognormal(np.log(40), 0.38)),
             peak_shape=1.5,
         )
     if preset == "heavy":
