@@ -6,6 +6,7 @@ fingerprints; `Runtime` decides only where, how fast and how talkative.
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -18,6 +19,14 @@ def _known_task(name: str) -> str:
     if name not in TASKS:
         raise ValueError(f"unknown task; allowed: {', '.join(TASKS)}")
     return name
+
+
+def _readable_address(text: str) -> str:
+    try:
+        urlsplit(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; use https://…, s3://… or the path of a folder") from None
+    return text
 
 
 TaskName = Annotated[str, AfterValidator(_known_task)]
@@ -186,7 +195,7 @@ class Runtime(Section):
     trackers: tuple[str, ...] = ("tensorboard",)  # any that accelerate knows
     # Where a copy of runs/<name> is: https://…, s3://… or a path. Trainings fetch the tars that
     # runs/ lacks from there; records and manifests are needed here.
-    shards_at: str | None = None
+    shards_at: Annotated[str, AfterValidator(_readable_address)] | None = None
     shard_cache: Path = Path("~/.cache/ipt-pipeline")
     shard_cache_gib: Rate = 200.0  # for all processes of a machine together
     verify_shards: bool = False  # hash every shard before a training starts

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.local import check_launch
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError, load_config
 from pipeline.training.placement import share_out
 
@@ -207,3 +207,8 @@ def test_config_can_not_be_changed():
 
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 1
+
+
+def test_an_address_that_nobody_can_read_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shards_at\n.*; use https://…, s3://… or the path"):
+        Runtime(shards_at="http://[::1/x")

@@ -103,7 +103,7 @@ def test_samples_that_are_no_whole_batches_take_one_more_step() -> None:
             toy_config(contrastive={"images": 8}, batch=20),
             None,
             1,
-            "20 samples, .* groups of 8 .*; change these",
+            "20 samples, .* groups of 8 .*; change the",
         ),
         (
             TrainingConfig(batch=24, data={"lanes": 5}),

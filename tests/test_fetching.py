@@ -1,5 +1,7 @@
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from test_loader import assert_same
 
 from pipeline.config import DataConfig, Runtime
-from pipeline.data.fetching import needs
+from pipeline.data.fetching import needs, shards_elsewhere
 from pipeline.data.loader import TrainingBatches, training_batches
 from pipeline.data.order import OrderError
 from pipeline.data.samples import Samples
@@ -93,10 +95,29 @@ def test_batches_from_elsewhere_are_those_of_local_shards(
 def test_what_is_here_is_not_fetched(made: Path, tmp_path: Path) -> None:
     runtime = reading_from(tmp_path / "nowhere", tmp_path / "cache")
 
-    batches = list(loading(streams_in(made, runtime)))
+    batches = iter(loading(streams_in(made, runtime)))
+    first = next(batches)
 
-    assert_same(batches, list(loading(streams_in(made, Runtime()))))
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert_same([first, *batches], list(loading(streams_in(made, Runtime()))))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_task_that_is_here_does_not_keep_the_others_from_being_fetched(
+    made: Path, runs: Path, tmp_path: Path
+) -> None:
+    place = Path("corrupt-sr2@photos", "a" * 12, "shards")
+    for tar in (made / place).glob("*.tar"):
+        shutil.copy(tar, runs / place)
+    batches = iter(loading(streams_in(runs, reading_from(made, tmp_path / "cache"))))
+
+    next(batches)
+    began = time.monotonic()
+    while len(list((tmp_path / "cache").glob("*.tar"))) < 4:  # those of the other task
+        assert time.monotonic() < began + 30
+        time.sleep(0.01)
+
+    assert_same(list(batches), list(loading(streams_in(made, Runtime())))[1:])
 
 
 def cut_short(tar: Path) -> None:
@@ -118,7 +139,7 @@ def test_a_cache_damaged_underneath_is_filled_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("pipeline.data.shard_reader.OPEN_SHARDS", 1)
+    monkeypatch.setattr("pipeline.data.shard_reader.most_open_shards", lambda: 1)
     cache = tmp_path / "cache"
     untouched = list(loading(streams_in(made, Runtime())))
 
@@ -204,7 +225,7 @@ def test_needs_are_exactly_what_is_read_and_when(
     read = {step: read_in(samples, step) for step in steps}
 
     coming = []
-    for need in islice(needs(samples, start), 1000):
+    for need in islice(needs(samples, shards_elsewhere(samples), start), 1000):
         if need.first_step > steps[-1] + 8:
             break
         coming.append(need)

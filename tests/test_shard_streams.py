@@ -168,3 +168,18 @@ def test_attempts_are_logged_with_their_reason(
     assert caplog.messages == [
         f"{address}{PATH}: the server answers 500 (Internal Server Error); again in 0 s"
     ]
+
+
+def test_addresses_of_any_characters_are_quoted() -> None:
+    url = shard_url("http://127.0.0.1/über%20uns?sig=a", "corrupt-sr2@photos", "a" * 64, "b.tar")
+
+    assert url == (
+        "http://127.0.0.1/%C3%BCber%20uns/corrupt-sr2%40photos/aaaaaaaaaaaa/shards/b.tar?sig=a"
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (record,) = write_shards(tmp_path / "copy", 1)
+
+    with pytest.raises(ShardError, match=r"/proc/nope"):
+        read(impatient(Path("/proc/nope")), tmp_path / "copy" / record.file, record)

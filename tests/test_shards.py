@@ -176,6 +176,16 @@ def test_a_tar_cut_short_while_it_is_read_is_an_error(tmp_path: Path) -> None:
         reader.images("clean", np.array([0]), np.array([4]))
 
 
+def test_a_damaged_header_is_an_error(tmp_path: Path) -> None:
+    record = write_shard(tmp_path)
+    content = bytearray((tmp_path / record.file).read_bytes())
+    content[130] ^= 64  # in the octal digits of the first image's size
+    (tmp_path / record.file).write_bytes(content)
+
+    with pytest.raises(ShardError, match="the header of sample 0 is damaged"):
+        open_shards(tmp_path, "train").check([0], contents=False)
+
+
 def test_offsets_of_another_tar_are_an_error(tmp_path: Path) -> None:
     write_shard(tmp_path, image_format="png")
     path = tmp_path / "train-00000.offsets.npy"
@@ -235,7 +245,7 @@ def test_many_shards_are_read_with_few_open_files(
 ) -> None:
     for number in range(6):
         write_shard(tmp_path, name=f"train-{number:05d}")
-    monkeypatch.setattr("pipeline.data.shard_reader.OPEN_SHARDS", 2)
+    monkeypatch.setattr("pipeline.data.shard_reader.most_open_shards", lambda: 2)
     reader = open_shards(tmp_path, "train")
 
     images = reader.images("clean", np.arange(6), np.arange(6) % 5)

@@ -69,8 +69,13 @@ def noise_levels(keys: Tensor, sigma_255: float | tuple[float, float]) -> Tensor
     """(N,) float32: the level itself, or for each key one drawn uniformly from the range."""
     low, high = sigma_255 if isinstance(sigma_255, tuple) else (sigma_255, sigma_255)
     share = _shifted(mix(keys + LEVEL_KEY), 64 - LEVEL_BITS).float()  # whole numbers below 2**24
-    width = torch.tensor((high - low) / 2**LEVEL_BITS, device=keys.device)
-    return share * width + torch.tensor(float(low), device=keys.device)
+    return share * _scalar((high - low) / 2**LEVEL_BITS, keys) + _scalar(low, keys)
+
+
+def _scalar(value: float, like: Tensor) -> Tensor:
+    """A float32 on the device, made there: copying it would wait for the device. A number instead
+    would let a GPU divide in another way."""
+    return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
 def noisy(clean: Tensor, keys: Tensor, noise: GaussianNoise) -> Tensor:
@@ -79,10 +84,6 @@ def noisy(clean: Tensor, keys: Tensor, noise: GaussianNoise) -> Tensor:
     `clean` is (N, C, H, W) uint8, 0..255; the result is clipped to [0, 1] if `noise` says so.
     """
     normal, deviation = standard_normal(keys, clean[0].numel())
-    scale = noise_levels(keys, noise.sigma_255) * torch.tensor(
-        1 / deviation, dtype=torch.float32, device=keys.device
-    )
-    # By a tensor, not by a number: a GPU would replace the division by another operation.
-    white = torch.tensor(255.0, device=keys.device)
-    added = normal.mul_(scale[:, None]).view(clean.shape).add_(clean).div_(white)
+    scale = noise_levels(keys, noise.sigma_255) * _scalar(1 / deviation, keys)
+    added = normal.mul_(scale[:, None]).view(clean.shape).add_(clean).div_(_scalar(255, keys))
     return added.clamp_(0, 1) if noise.clip else added

@@ -187,15 +187,15 @@ class StreamOrder:
 
     def _layout(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards in the order of pass `number`, and where each begins in it (one more)."""
-        if number not in self._layouts:
+        layout = self._layouts.get(number)  # a thread that fetches ahead may read this too
+        if layout is None:
+            key = keyed_number("shards", self.seed, self.task, number)
+            order = shuffled(len(self._counts), key)
+            layout = (order, np.concatenate([[0], np.cumsum(self._counts[order])]))
             if len(self._layouts) >= LAYOUTS_KEPT:
-                del self._layouts[next(iter(self._layouts))]
-            order = shuffled(
-                len(self._counts), keyed_number("shards", self.seed, self.task, number)
-            )
-            starts = np.concatenate([[0], np.cumsum(self._counts[order])])
-            self._layouts[number] = (order, starts)
-        return self._layouts[number]
+                self._layouts.pop(next(iter(self._layouts)), None)
+            self._layouts[number] = layout
+        return layout
 
 
 def task_of_step(step: int, tasks: Sequence[str], seed: int) -> tuple[str, int]:

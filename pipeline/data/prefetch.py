@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from pipeline.data.shard_cache import FetchCancelled, ShardCache
 from pipeline.data.shards import ShardError, ShardRecord
@@ -12,6 +13,7 @@ from pipeline.data.shards import ShardError, ShardRecord
 logger = logging.getLogger(__name__)
 
 TOUCH_SECONDS = 10.0  # between two uses counted for the shards that are being held
+MOST_HELD = 1024  # needs: enough far ahead, where all shards of a small set fit many times
 CLOSE_SECONDS = 2.0  # after which a thread that a server keeps waiting is left to itself
 
 
@@ -48,7 +50,9 @@ class Prefetcher:
         self._budget = budget
         self._touch_seconds = touch_seconds
         self._step = 0
-        self._held: list[Need] = []
+        self._held: list[tuple[int, int, Need]] = []  # a heap: last step, turn, need
+        self._held_bytes = 0
+        self._taken = 0
         self._turn = threading.Lock()  # of the one thread that chooses what to fetch next
         self._advanced = threading.Event()
         self._closed = threading.Event()
@@ -93,19 +97,23 @@ class Prefetcher:
                     if need.last_step < self._step:
                         break
                     if self._has_room(need):
-                        self._held.append(need)
+                        heappush(self._held, (need.last_step, self._taken, need))
+                        self._taken += 1
+                        self._held_bytes += need.record.bytes
                         return need
                     self._advanced.wait()
         return None
 
     def _has_room(self, need: Need) -> bool:
-        self._held = [each for each in self._held if each.last_step >= self._step]
-        held = sum(each.record.bytes for each in self._held)
-        return not held or held + need.record.bytes <= self._budget
+        while self._held and self._held[0][0] < self._step:
+            self._held_bytes -= heappop(self._held)[2].record.bytes
+        if len(self._held) >= MOST_HELD:
+            return False
+        return not self._held or self._held_bytes + need.record.bytes <= self._budget
 
     def _keep_touching(self) -> None:
         while not self._closed.wait(self._touch_seconds):
             # Backwards, so that of these the one needed last would be the first to be evicted.
-            for need in reversed(self._held):
+            for _, _, need in sorted(self._held, key=lambda each: each[1], reverse=True):
                 if need.last_step >= self._step:
                     self._cache.touch(need.record)

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 FINISHED = ".tar"
 IN_FLIGHT = ".part"
+ATTEMPTS = 100  # to find a shard that others fetch or delete meanwhile
 POLL_SECONDS = 0.05  # between two looks at what another process fetches
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|part)")  # what else is in the folder is left alone
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -68,12 +69,17 @@ class ShardCache:
         A shard that was here before is hashed: 0.2 s for 256 MB. Raises ShardError.
         """
         with self._usable():
-            while True:
+            for _ in range(ATTEMPTS):
                 descriptor = self._verified(record)
                 if descriptor is None:
                     descriptor = self._fetched(url, record, cancelled=threading.Event())
                 if descriptor is not None:
                     return descriptor
+                time.sleep(POLL_SECONDS)
+            raise ShardError(
+                f"{self.folder}: {url} can't be kept there: it disappears as soon as it is made; "
+                "use a folder on a disk of this machine that nobody deletes"
+            )
 
     def fetch(self, url: str, record: ShardRecord, *, cancelled: threading.Event) -> None:
         """Bring the shard here unless it is. Counts as a use.

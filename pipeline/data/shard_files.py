@@ -1,6 +1,7 @@
 """Where the tars of a corrupt stage are: beside their records, or in a copy of the run's folder
 somewhere else. Never imports torch nor webdataset."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ class LocalFiles:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise ShardError(
+                    f"{path}: {error.strerror}; allow this process more of them (ulimit -n)"
+                ) from error
             raise ShardError(
                 f"{path}: can't be opened ({error.strerror}); its record says that it was made: "
                 f"bring it back, or {MAKE_AGAIN}"
@@ -78,4 +83,7 @@ def shard_files(artifact_folder: Path, runtime: Runtime) -> ShardFiles:
     cache = ShardCache(
         runtime.shard_cache.expanduser(), limit=int(runtime.shard_cache_gib * GIBIBYTE)
     )
-    return RemoteFiles(artifact_folder=artifact_folder, base=runtime.shards_at, cache=cache)
+    base = runtime.shards_at
+    if "://" not in base:
+        base = str(Path(base).expanduser())
+    return RemoteFiles(artifact_folder=artifact_folder, base=base, cache=cache)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -32,7 +33,9 @@ from pipeline.data.shards import (
     shard_name,
 )
 
-OPEN_SHARDS = 256  # that a process keeps; each takes a file descriptor
+READERS = 16  # of a process at most: one for each task
+OTHER_FILES = 256  # that a process may have open beside its shards
+MOST_FILES = 65_536  # no more are asked for, however many are allowed
 NAME_BYTES = 100  # of a tar header, at its beginning
 SIZE_FIELD = slice(124, 135)  # of a tar header, in octal digits
 
@@ -62,6 +65,7 @@ class ShardReader:
                     )
         self.columns, self.row_bytes = _columns(self.shapes, self.records[0].format)
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._most_open = most_open_shards()
 
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[object, ...]]:
         return (ShardReader, (self.folder, self.records, self.files))  # other processes open anew
@@ -117,11 +121,24 @@ class ShardReader:
         return shard
 
     def _close_some(self) -> None:
-        """Those that were deleted, whose bytes would stay on the disk, and the least recent one."""
-        for number in [number for number, shard in self._open.items() if shard.is_deleted]:
-            self._open.pop(number).close()
-        if len(self._open) >= OPEN_SHARDS:
+        """Those that a cache has deleted, whose bytes would stay on the disk, and the least recent
+        one where there are as many as may be."""
+        if not isinstance(self.files, LocalFiles):
+            for number in [number for number, shard in self._open.items() if shard.is_deleted]:
+                self._open.pop(number).close()
+        if len(self._open) >= self._most_open:
             self._open.popitem(last=False)[1].close()
+
+
+def most_open_shards() -> int:
+    """How many shards a reader may keep open; asks for as many files as the process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    files = MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    return max(2, (files - OTHER_FILES) // READERS)
 
 
 def open_shards(folder: Path, split: str, files: ShardFiles | None = None) -> ShardReader:
@@ -205,7 +222,10 @@ class _OpenShard:
         first = next(iter(record.images))
         if header[257:262] != b"ustar" or not name.endswith(f".{first}.{record.format}".encode()):
             raise self._damaged(f"sample {place} is not where its record says")
-        size = int(header[SIZE_FIELD], 8)
+        try:
+            size = int(header[SIZE_FIELD], 8)
+        except ValueError:
+            raise self._damaged(f"the header of sample {place} is damaged") from None
         if self._offsets is None:
             expected = NPY_HEADER_BYTES + math.prod(self._shapes[0])
         else:
@@ -264,7 +284,8 @@ class _OpenShard:
             raise self._damaged(f"the png of sample {place} is damaged ({error})") from error
 
     def key(self, place: int) -> str:
-        return self._read(NAME_BYTES, self._begin(place)).partition(b".")[0].decode("ascii")
+        name = self._read(NAME_BYTES, self._begin(place)).partition(b".")[0]
+        return name.decode("ascii", "backslashreplace")
 
     def description(self, place: int) -> dict[str, JSON]:
         if self._offsets is None:
@@ -273,4 +294,7 @@ class _OpenShard:
         else:
             offset, size = self._offsets[place, -1].tolist()
             end = offset + size + -size % BLOCK + BLOCK + DESCRIPTION_BYTES
-        return json.loads(self._read(DESCRIPTION_BYTES, end - DESCRIPTION_BYTES))
+        try:
+            return json.loads(self._read(DESCRIPTION_BYTES, end - DESCRIPTION_BYTES))
+        except ValueError as error:
+            raise self._damaged(f"the json of sample {place} is damaged ({error})") from error

@@ -22,7 +22,8 @@ def shard_url(base: str, stage: str, fingerprint: str, file: str) -> str:
     if not _is_http(base):
         return f"{base.rstrip('/')}/{place}"
     parts = urlsplit(base)  # a signature may follow the path
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(place)}").geturl()
+    path = f"{quote(parts.path.rstrip('/'), safe='/%')}/{quote(place)}"
+    return parts._replace(path=path).geturl()
 
 
 def copy_verified(

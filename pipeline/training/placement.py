@@ -97,7 +97,7 @@ def share_out(config: TrainingConfig, runtime: Runtime, *, rank: int, world_size
     """
     together, why = samples_together(config)
     fit = [each for each in divisors(config.batch) if config.batch // each % together == 0]
-    remedy = f"start {one_of(fit)} of them" if fit else "change these"
+    remedy = f"start {one_of(fit)} of them" if fit else "change the numbers"
     if config.batch % world_size:
         raise LaunchError(
             f"batch: {config.batch} does not divide over {world_size} processes; {remedy}, or "
