@@ -194,7 +194,9 @@ def first_batches(folder: Path, stream: Stream, missed: list[str]) -> str:
     warm = min(_seconds(first) for _ in range(3))
     if warm > MOST_FIRST_BATCH:
         missed.append(f"the first batch of 10**7 samples took {warm:.1f} s")
+    many = rate(lambda: iter(batches({"derain": grown})), repeats=5)
     return (
+        f"From {len(grown.reader.records)} shards at once: {many:.0f} pairs per CPU second.\n\n"
         f"Start of two workers to the first batch: {cold:.2f} s, the import of torch included; "
         f"{warm:.2f} s without it, at step 123,456 of a stream of {grown.samples:,} samples.\n"
     )
