@@ -34,7 +34,7 @@ def fetching_ahead(samples: Samples, step: int) -> Iterator[Callable[[int], None
             f"runtime.shard_cache_gib: {cache.limit / GIBIBYTE:.3g} GiB are less than the "
             f"{needed / GIBIBYTE:.3g} GiB of shards that the {processes} processes of a machine "
             "read at a time; allow more, or have less read at a time by a smaller data.window, "
-            "such as 16, and more data.lanes"
+            "such as 2, and more data.lanes"
         )
     prefetcher = Prefetcher(cache, needs(samples, elsewhere, step), budget=cache.limit // processes)
     try:
