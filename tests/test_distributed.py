@@ -8,65 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from launching import TRAININGS, Launched, command, environment, launcher, run, trainings_of
 from torch import Tensor
 
 from tests.training_toys import FINAL, everything, toy_config, toy_fit
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
 # Sums over processes in another order, through Adam.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-TRAININGS: dict[str, dict[str, dict]] = {
-    "one": {},
-    "all": {"config": {"tasks_per_step": "all"}},
-    "clipped": {"config": {"clip_norm": 20.0}, "runtime": {"micro_batch": 3}},
-    "poisoned": {"poisoned_steps": [0, 3, 4]},
-    "poisoned in all": {"poisoned_steps": [0, 3, 4], "config": {"tasks_per_step": "all"}},
-}
-
-
-def _launch_ddp(processes: int = 2) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, "--nproc_per_node", str(processes)]
-
-
-def _launch_zero(stage: int, processes: int = 2) -> list[str]:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed"]
-    launch += ["--zero_stage", str(stage), "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--main_process_port", "0"]
-    return [*launch, "--mixed_precision", "no", "--dynamo_backend", "no"]
-
-
-def _command(launcher: list[str], folder: Path, trainings: dict[str, dict]) -> list[str]:
-    request = {
-        name: {"folder": str(folder / name)} | training for name, training in trainings.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "request.json").write_text(json.dumps(request))
-    return [*launcher, str(WORKER), str(folder / "request.json")]
-
-
-def _environment(launcher: list[str]) -> dict[str, str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if "torch.distributed.run" in launcher:
-        environment["ACCELERATE_USE_CPU"] = "true"
-    return environment
-
-
-def _run(launcher: list[str], folder: Path, trainings: dict[str, dict]) -> str:
-    done = subprocess.run(
-        _command(launcher, folder, trainings),
-        env=_environment(launcher),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+Trains = Callable[[str, int], Launched]
 
 
 def _reference(folder: Path, training: dict[str, dict]) -> dict[str, Tensor]:
@@ -95,60 +49,54 @@ def _compare(folder: Path, names: list[str], tmp_path: Path) -> None:
         assert sum(state["samples_by_task"].values()) == 144
 
 
+# Those with the contrastive term are compared with plain PyTorch, in test_gradients.py.
+COMPARED = ["clipped", "poisoned", "poisoned in all"]
+
+
 def test_ddp_in_two_processes_takes_the_steps_of_one_without_importing_deepspeed(
-    tmp_path: Path,
+    launched: Trains, tmp_path: Path
 ) -> None:
-    output = _run(_launch_ddp(), tmp_path / "ddp", TRAININGS)
+    ddp = launched("ddp", 2)
 
-    assert output.count("imported: torch\n") == 2 * len(TRAININGS)
+    assert ddp.output.count("imported: torch\n") == 2 * len(trainings_of("ddp"))
     # Else a thread of gloo may abort a process after all is done.
-    assert output.count("ends on its own") == 2
-    _compare(tmp_path / "ddp", list(TRAININGS), tmp_path)
+    assert ddp.output.count("ends on its own") == 2
+    _compare(ddp.folder, COMPARED, tmp_path)
 
 
-def test_zero1_in_two_processes_takes_the_steps_of_one(tmp_path: Path) -> None:
-    _run(_launch_zero(1), tmp_path / "zero", TRAININGS)
-
-    _compare(tmp_path / "zero", list(TRAININGS), tmp_path)
+@pytest.mark.parametrize(
+    ("engine", "names"),
+    [
+        ("zero1", COMPARED),
+        pytest.param("zero0", COMPARED, marks=pytest.mark.slow),
+        pytest.param("zero2", COMPARED, marks=pytest.mark.slow),
+        pytest.param("zero3", ["poisoned in all"], marks=pytest.mark.slow),
+    ],
+)
+def test_zero_in_two_processes_takes_the_steps_of_one(
+    launched: Trains, tmp_path: Path, engine: str, names: list[str]
+) -> None:
+    _compare(launched(engine, 2).folder, names, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_other_zero_stages_take_the_steps_of_one_process(tmp_path: Path, stage: int) -> None:
-    names = ["all", "poisoned in all"] if stage == 3 else list(TRAININGS)
-
-    _run(_launch_zero(stage), tmp_path / "zero", {name: TRAININGS[name] for name in names})
-
-    _compare(tmp_path / "zero", names, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", [_launch_ddp(3), _launch_zero(1, 3)])
-def test_three_processes_take_the_steps_of_one(tmp_path: Path, launcher: list[str]) -> None:
-    names = ["one", "poisoned"]
-    _run(launcher, tmp_path / "three", {name: TRAININGS[name] for name in names})
+@pytest.mark.parametrize("engine", ["ddp", "zero1"])
+def test_three_processes_take_the_steps_of_one(tmp_path: Path, engine: str) -> None:
+    names = ["clipped", "poisoned"]
+    run(launcher(engine, 3), tmp_path / "three", {name: TRAININGS[name] for name in names})
 
     _compare(tmp_path / "three", names, tmp_path)
 
 
-LAUNCHERS = {
-    "ddp": _launch_ddp(),
-    "zero0": _launch_zero(0),
-    "zero1": _launch_zero(1),
-    "zero2": _launch_zero(2),
-    "zero3": _launch_zero(3),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(LAUNCHERS))
-def test_resumed_in_two_processes_gives_the_same_bits(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("engine", ["ddp", "zero0", "zero1", "zero2", "zero3"])
+def test_resumed_in_two_processes_gives_the_same_bits(tmp_path: Path, engine: str) -> None:
     training = {"config": {"tasks_per_step": "all"}, "normalises": True}
-    _run(LAUNCHERS[name], tmp_path / "whole", {"toy": training})
+    run(launcher(engine, 2), tmp_path / "whole", {"toy": training})
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "toy" / FINAL)  # goes on from step 8
 
-    _run(LAUNCHERS[name], tmp_path / "resumed", {"toy": training})
+    run(launcher(engine, 2), tmp_path / "resumed", {"toy": training})
 
     expected = everything(tmp_path / "whole" / "toy" / FINAL)
     found = everything(tmp_path / "resumed" / "toy" / FINAL)
@@ -158,15 +106,15 @@ def test_resumed_in_two_processes_gives_the_same_bits(tmp_path: Path, name: str)
 
 @pytest.mark.slow
 def test_a_checkpoint_goes_from_engine_to_engine_and_over_world_sizes(tmp_path: Path) -> None:
-    training = TRAININGS["all"]
+    training = {"config": {"tasks_per_step": "all"}}
     expected = _reference(tmp_path / "reference", training)
     chain = tmp_path / "chain"
-    launchers = [LAUNCHERS["zero3"], LAUNCHERS["ddp"], LAUNCHERS["zero2"], [sys.executable]]
-    for steps, launcher in zip((3, 6, 9, 12), launchers, strict=True):
+    launchers = [*(launcher(each, 2) for each in ("zero3", "ddp", "zero2")), [sys.executable]]
+    for steps, starts in zip((3, 6, 9, 12), launchers, strict=True):
         # Shorter trainings, with the learning rate of the whole one.
         drop = {"samples": steps * 12, "drop_at": min(1, 8 / steps)}
         config = training["config"] | drop
-        _run(launcher, chain, {"toy": {"config": config}})
+        run(starts, chain, {"toy": {"config": config}})
 
     found = everything(chain / "toy" / FINAL)
     for tensor in expected:
@@ -174,14 +122,14 @@ def test_a_checkpoint_goes_from_engine_to_engine_and_over_world_sizes(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "zero1"])
-def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("engine", ["ddp", "zero1"])
+def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path, engine: str) -> None:
     long = {"toy": {"config": {"samples": 12 * 100_000}, "runtime": {"log_every_steps": 10}}}
-    launcher = LAUNCHERS[name]
+    starts = launcher(engine, 2)
     output = tmp_path / "output"
     with output.open("w") as file:
         process = subprocess.Popen(
-            _command(launcher, tmp_path, long), env=_environment(launcher), stderr=file
+            command(starts, tmp_path, long), env=environment(starts, tmp_path), stderr=file
         )
     try:
         deadline = time.monotonic() + 120
@@ -201,9 +149,9 @@ def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path, name: 
     assert (tmp_path / "toy" / "checkpoints" / f"step-{int(stops[0]):08d}").is_dir()
 
 
-def _rank_of(launcher: int, rank: int) -> int:
-    """The process id of a rank among the children of a launcher."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+def _rank_of(parent: int, rank: int) -> int:
+    """The process id of a rank among the children of its launcher."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     for child in children:
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         if f"RANK={rank}".encode() in environment:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import PretrainConfig, Runtime
+from pipeline.model_configs import IPTConfig, IPTSize
+from pipeline.models.ipt import IPT
 from pipeline.training.loop import Trained, fit
 from pipeline.training.objectives import Batch, RestorationObjective
 from pipeline.training.placement import Place
@@ -51,6 +53,15 @@ class ToyIPT(nn.Module):
 def toy_model(*, normalises: bool = False) -> ToyIPT:
     torch.manual_seed(0)
     return ToyIPT(normalises=normalises)
+
+
+def tiny_ipt() -> IPT:
+    """An IPT for the toys' images: heads, tails and queries; four tokens an image."""
+    torch.manual_seed(0)
+    size = IPTSize(
+        features=4, encoder_layers=1, decoder_layers=1, attention_heads=2, patch_size=SIDE
+    )
+    return IPT(IPTConfig(size=size, scales=dict.fromkeys(TASKS, 1)))
 
 
 def sample(task: str, number: int) -> tuple[Tensor, Tensor]:
@@ -120,14 +131,15 @@ def toy_fit(
     *,
     config: PretrainConfig | None = None,
     normalises: bool = False,
+    is_ipt: bool = False,
     poisoned_steps: tuple[int, ...] = (),
     **values: object,
-) -> tuple[ToyIPT, Trained]:
+) -> tuple[ToyIPT | IPT, Trained]:
     """Train a toy model; `values` go to the runtime. Returns the model as it was left."""
     chosen = config or toy_config()
-    model = toy_model(normalises=normalises)
+    model = tiny_ipt() if is_ipt else toy_model(normalises=normalises)
     trained = fit(
-        RestorationObjective(model),
+        RestorationObjective(model, contrastive=chosen.contrastive),
         config=chosen,
         runtime=toy_runtime(**values),
         folder=folder,
