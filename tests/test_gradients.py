@@ -209,7 +209,7 @@ def test_the_contrastive_loss_does_not_depend_on_how_a_batch_is_cut(
 
 
 def _contrasted_gradients(*, images: int) -> tuple[float, Snapshot]:
-    """The contrastive loss of the batch of CUT_BATCHES, and the gradients of all, in plain words."""
+    """The contrastive loss of the batch of CUT_BATCHES, and all gradients, in plain words."""
     model = toy_model()
     pairs = [sample(TASKS[0], number) for number in range(96)]
     corrupted, clean = (torch.stack(parts) / 255 for parts in zip(*pairs, strict=True))
