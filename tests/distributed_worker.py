@@ -15,6 +15,7 @@ if __name__ == "__main__":
     sys.modules["transformers"] = None  # type: ignore[assignment]
     import torch
 
+    from tests.ledger import train_accounted
     from tests.training_toys import toy_config, toy_fit
 
     def tell_whether_joined() -> None:
@@ -25,6 +26,9 @@ if __name__ == "__main__":
     atexit.register(tell_whether_joined)  # runs after those that are registered later
     request = json.loads(Path(sys.argv[1]).read_text())
     for name, training in request.items():
+        if "ledger" in training:
+            train_accounted(**training)
+            continue
         _, trained = toy_fit(
             Path(training["folder"]),
             config=toy_config(**training.get("config", {})),

@@ -96,7 +96,16 @@ def environment(launcher: list[str], folder: Path) -> dict[str, str]:
 
 
 def run(launcher: list[str], folder: Path, trainings: dict[str, dict]) -> str:
-    done = subprocess.run(
+    """Finish the trainings; what their processes printed."""
+    done = launch(launcher, folder, trainings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def launch(
+    launcher: list[str], folder: Path, trainings: dict[str, dict]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command(launcher, folder, trainings),
         env=environment(launcher, folder),
         capture_output=True,
@@ -104,5 +113,3 @@ def run(launcher: list[str], folder: Path, trainings: dict[str, dict]) -> str:
         timeout=240,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
