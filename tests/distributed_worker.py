@@ -38,7 +38,8 @@ if __name__ == "__main__":
             **training.get("runtime", {}),
         )
         place = f"rank {trained.place.rank} of {trained.place.world_size}"
-        heavy = [each for each in ("torch", "deepspeed", "tensorboard") if each in sys.modules]
+        watched = ("torch", "deepspeed", "tensorboard", "transformers")
+        heavy = [each for each in watched if sys.modules.get(each)]
         # One write, or the lines of the ranks mix.
         sys.stdout.write(f"{name} done as {place}, imported: {', '.join(heavy)}\n")
         sys.stdout.flush()

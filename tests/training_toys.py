@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import PretrainConfig, Runtime
-from pipeline.model_configs import IPTConfig, IPTSize
+from pipeline.model_configs import IPTConfig, IPTSize, Precision
 from pipeline.models.ipt import IPT
 from pipeline.training.loop import Trained, fit
 from pipeline.training.objectives import Batch, RestorationObjective
@@ -55,13 +55,13 @@ def toy_model(*, normalises: bool = False) -> ToyIPT:
     return ToyIPT(normalises=normalises)
 
 
-def tiny_ipt() -> IPT:
+def tiny_ipt(*, precision: Precision = "float32") -> IPT:
     """An IPT for the toys' images: heads, tails and queries; four tokens an image."""
     torch.manual_seed(0)
     size = IPTSize(
         features=4, encoder_layers=1, decoder_layers=1, attention_heads=2, patch_size=SIDE
     )
-    return IPT(IPTConfig(size=size, scales=dict.fromkeys(TASKS, 1)))
+    return IPT(IPTConfig(size=size, scales=dict.fromkeys(TASKS, 1)), precision=precision)
 
 
 def sample(task: str, number: int) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ def toy_fit(
 ) -> tuple[ToyIPT | IPT, Trained]:
     """Train a toy model; `values` go to the runtime. Returns the model as it was left."""
     chosen = config or toy_config()
-    model = tiny_ipt() if is_ipt else toy_model(normalises=normalises)
+    model = tiny_ipt(precision=chosen.precision) if is_ipt else toy_model(normalises=normalises)
     trained = fit(
         RestorationObjective(model, contrastive=chosen.contrastive),
         config=chosen,
