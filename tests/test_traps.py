@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -39,19 +40,19 @@ def test_no_operator_is_compiled_on_a_cpu(launched: Trains) -> None:
     assert not list(launched("zero1", 2).compiled.rglob("*"))
 
 
-def test_a_rank_that_accelerate_takes_for_the_only_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_that_accelerate_takes_for_the_only_one_is_refused(tmp_path: Path) -> None:
     # accelerate believes the process group, not the launcher; left to itself with DeepSpeed on a
     # CPU it has none, and each rank would take itself for the one that writes.
     environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    for name, value in (environment | {"OMP_NUM_THREADS": "1"}).items():
-        monkeypatch.setenv(name, value)
+    environment["OMP_NUM_THREADS"] = "1"
     group = f"file://{tmp_path / 'group'}"
     torch.distributed.init_process_group("gloo", init_method=group, rank=0, world_size=1)
 
     try:
-        with pytest.raises(LaunchError, match="says rank 1 of 2, accelerate says 0 of 1"):
+        with (
+            patch.dict(os.environ, environment),  # accelerate adds to it, for processes of its own
+            pytest.raises(LaunchError, match="says rank 1 of 2, accelerate says 0 of 1"),
+        ):
             toy_fit(tmp_path)
     finally:
         torch.distributed.destroy_process_group()
