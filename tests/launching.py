@@ -31,6 +31,7 @@ TRAININGS: dict[str, dict] = {
     "contrasted all": CONTRASTED | {"config": CONTRASTED["config"] | {"tasks_per_step": "all"}},
     "clipped": {"config": {"clip_norm": 20.0}, "runtime": {"micro_batch": 3}},
     "poisoned": {"poisoned_steps": [0, 3, 4]},
+    "normalised in all": {"normalises": True, "config": {"tasks_per_step": "all"}},
     "poisoned in all": {"poisoned_steps": [0, 3, 4], "config": {"tasks_per_step": "all"}},
 }
 # One step on groups of eight, cut in other ways; the contrastive term outweighs the other.
