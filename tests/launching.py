@@ -30,7 +30,7 @@ TRAININGS: dict[str, dict] = {
     "contrasted one": CONTRASTED,
     "contrasted all": CONTRASTED | {"config": CONTRASTED["config"] | {"tasks_per_step": "all"}},
     "clipped": {"config": {"clip_norm": 20.0}, "runtime": {"micro_batch": 3}},
-    "poisoned": {"poisoned_steps": [0, 3, 4]},
+    "poisoned": {"poisoned_steps": [0, 3, 4], "runtime": {"micro_batch": 3}},
     "normalised in all": {"normalises": True, "config": {"tasks_per_step": "all"}},
     "poisoned in all": {"poisoned_steps": [0, 3, 4], "config": {"tasks_per_step": "all"}},
 }
@@ -47,7 +47,9 @@ CUT_BATCHES: dict[str, dict] = {
 def trainings_of(engine: str) -> dict[str, dict]:
     """What `launched` trains under an engine: no idle heads under ZeRO 3, which is refused."""
     if engine == "zero3":
-        return {name: each for name, each in TRAININGS.items() if name.endswith(" all")}
+        every = {"config": {"clip_norm": 20.0, "tasks_per_step": "all"}}
+        dense = {name: each for name, each in TRAININGS.items() if name.endswith(" all")}
+        return dense | {"clipped in all": every}
     return TRAININGS | (CUT_BATCHES if engine == "ddp" else {})
 
 

@@ -79,7 +79,7 @@ def toy_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of one process: sample k of step s is number s × batch + k.
 
-    In a poisoned step (counted from 0), one value of the last rank's images is NaN.
+    In a poisoned step (counted from 0), one value of the last rank's first images is NaN.
     """
     for step in range(place.start_step, place.steps):
         tasks = config.tasks if config.tasks_per_step == "all" else (step_task(config, step),)
@@ -92,7 +92,8 @@ def toy_batches(
                 pairs = [sample(task, first + k) for k in range(size)]
                 corrupted, clean = zip(*pairs, strict=True)
                 batch[task] = (torch.stack(corrupted), torch.stack(clean))
-            if step in poisoned_steps and place.rank == place.world_size - 1:
+            is_last = place.rank == place.world_size - 1
+            if step in poisoned_steps and is_last and micro == 0:
                 clean = batch[tasks[-1]][1].float() / 255
                 clean[0, 0, 0, 0] = torch.nan
                 batch[tasks[-1]] = (batch[tasks[-1]][0], clean)
