@@ -34,6 +34,11 @@ TRAININGS: dict[str, dict] = {
     "normalised in all": {"normalises": True, "config": {"tasks_per_step": "all"}},
     "poisoned in all": {"poisoned_steps": [0, 3, 4], "config": {"tasks_per_step": "all"}},
 }
+# One step: what follows differs by more than the sums.
+TRAININGS["bfloat16 in all"] = CONTRASTED | {
+    "config": CONTRASTED["config"]
+    | {"tasks_per_step": "all", "samples": CONTRASTED["config"]["batch"], "precision": "bfloat16"}
+}
 # One step on groups of eight, cut in other ways; the contrastive term outweighs the other.
 CUT_BATCHES: dict[str, dict] = {
     f"micro-batch {size}": {

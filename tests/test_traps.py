@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from launching import CONTRASTED, TRAININGS, Launched, launcher, run, trainings_of
+from launching import TRAININGS, Launched, launcher, run, trainings_of
 
 from pipeline.training.placement import LaunchError
 from tests.training_toys import FINAL, everything, toy_config, toy_fit
@@ -118,9 +118,6 @@ def test_zero3_still_applies_the_last_gradient_of_an_idle_head_again() -> None:
     assert min(moved["3"]) > 0.1
 
 
-BFLOAT16 = CONTRASTED | {"config": CONTRASTED["config"] | {"precision": "bfloat16"}}
-
-
 @pytest.mark.slow
 def test_what_the_launcher_says_of_clipping_accumulation_and_precision_changes_no_bit(
     launched: Trains, tmp_path: Path
@@ -137,21 +134,23 @@ def test_what_the_launcher_says_of_clipping_accumulation_and_precision_changes_n
         assert all(torch.equal(found[tensor], expected[tensor]) for tensor in expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero0", "zero1", "zero2"])
-def test_in_bfloat16_gradients_are_still_summed_in_float32(tmp_path: Path, engine: str) -> None:
-    toy_fit(
-        tmp_path / "alone",
-        config=toy_config(**BFLOAT16["config"]),
-        is_ipt=True,
-        **BFLOAT16["runtime"],
-    )
+@pytest.mark.parametrize(
+    "engine",
+    # Not ZeRO 3, which has a linear layer of its own: as exact, but rounded in other places.
+    ["ddp", "zero1", *(pytest.param(f"zero{n}", marks=pytest.mark.slow) for n in (0, 2))],
+)
+def test_in_bfloat16_gradients_are_still_summed_in_float32(
+    launched: Trains, tmp_path: Path, engine: str
+) -> None:
+    training = TRAININGS["bfloat16 in all"]
+    config = toy_config(**training["config"])
+    toy_fit(tmp_path, config=config, is_ipt=True, **training["runtime"])
+    first = Path("checkpoints") / "step-00000001"
+    expected = everything(tmp_path / first)
 
-    run(launcher(engine, 2), tmp_path, {"two": BFLOAT16})
+    found = everything(launched(engine, 2).folder / "bfloat16 in all" / first)
 
     # The micro-batches are the same, so are their gradients; in bfloat16, sums would be 4e-3 off.
-    first = Path("checkpoints") / "step-00000001"
-    expected, found = everything(tmp_path / "alone" / first), everything(tmp_path / "two" / first)
     for name, value in expected.items():
         assert found[name].dtype == torch.float32
         if name.startswith("exp_avg/"):
