@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -92,8 +93,6 @@ def train_accounted(
         data=DataConfig(lanes=LANES, window=1),
         precision="float32",
     )
-    import torch
-
     torch.manual_seed(0)
     objective = Accounted(ToyIPT(tasks=NAMES), contrastive=config.contrastive)
     objective.ledger = Path(ledger)
