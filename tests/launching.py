@@ -29,10 +29,13 @@ CONTRASTED = {
 TRAININGS: dict[str, dict] = {
     "contrasted one": CONTRASTED,
     "contrasted all": CONTRASTED | {"config": CONTRASTED["config"] | {"tasks_per_step": "all"}},
-    "clipped": {"config": {"clip_norm": 20.0}, "runtime": {"micro_batch": 3}},
+    "clipped": {"config": {"clip_norm": 20.0, "ema_decay": 0.9}, "runtime": {"micro_batch": 3}},
     "poisoned": {"poisoned_steps": [0, 3, 4], "runtime": {"micro_batch": 3}},
     "normalised in all": {"normalises": True, "config": {"tasks_per_step": "all"}},
-    "poisoned in all": {"poisoned_steps": [0, 3, 4], "config": {"tasks_per_step": "all"}},
+    "poisoned in all": {
+        "poisoned_steps": [0, 3, 4],
+        "config": {"tasks_per_step": "all", "ema_decay": 0.9},
+    },
 }
 # One step: what follows differs by more than the sums.
 TRAININGS["bfloat16 in all"] = CONTRASTED | {

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.artifacts import open_artifact, verify
-from pipeline.training.checkpoint import CheckpointError, CheckpointFolder
+from pipeline.training.checkpoint import CheckpointError
+from pipeline.training.checkpoint_folder import CheckpointFolder
 from tests.training_toys import everything, toy_config, toy_fit, toy_model
 
 STEPS = 12

@@ -98,7 +98,7 @@ def test_three_processes_take_the_steps_of_one(tmp_path: Path, engine: str) -> N
 def test_resumed_in_several_processes_gives_the_same_bits(
     tmp_path: Path, engine: str, processes: int
 ) -> None:
-    config = {"tasks_per_step": "all", "batch": 18, "samples": 12 * 18}
+    config = {"tasks_per_step": "all", "batch": 18, "samples": 12 * 18, "ema_decay": 0.9}
     training = {"toy": {"config": config, "normalises": True}}
     starts = launcher(engine, processes)
     run(starts, tmp_path / "whole", training)
