@@ -29,7 +29,8 @@ STOPPED = {"ends_by": int(signal.SIGUSR2)}
 KILLED = {"ends_by": int(signal.SIGKILL)}
 EXECUTIONS: list[tuple[list[str], dict[str, dict]]] = [
     (launcher("zero1", 4), {"one": STOPPED | {"ends_in": 3}, "all": STOPPED | {"ends_in": 3}}),
-    # From step 3 on, with checkpoints of 4 and 6: step 7 is lost, and all that was read for 8.
+    # From step 3 on, with checkpoints of 4 and 6: step 7 is lost, all that was read for 8, and
+    # more where the checkpoint of 6 is still being written.
     (launcher("ddp", 2), {"one": STOPPED | {"ends_in": 6}, "all": KILLED | {"ends_in": 8}}),
     ([sys.executable], {"one": STOPPED | {"ends_in": 9}, "all": STOPPED | {"ends_in": 9}}),
     (launcher("ddp", 4), {"one": {}, "all": {}}),
@@ -96,7 +97,9 @@ def test_four_two_one_and_four_processes_train_on_the_same_samples_in_the_same_s
             parts[mode].append(read_ledgers(ledgers / mode))
 
     assert [list(part) for part in parts["one"]] == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
-    assert [min(part) for part in parts["all"]] == [1, 4, 7, 10]
+    assert [(min(part), max(part)) for part in parts["all"]] in (
+        [(1, 3), (4, 8), (again, 9), (10, 12)] for again in (5, 7)
+    )
     for mode in MODES:
         for part in parts[mode]:
             for step, samples in part.items():
