@@ -136,7 +136,8 @@ def _accelerator(
         # Both given here, or the launcher's environment would decide.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=place.accumulation),
         dynamo_plugin=TorchDynamoPlugin(backend="no"),
-        kwargs_handlers=[group, ddp] if place.world_size > 1 or plugin else [],
+        # A launcher of a single process also makes accelerate wrap the model.
+        kwargs_handlers=[group, ddp] if place.world_size > 1 or plugin else [ddp],
         log_with=list(runtime.trackers) or None,
         project_dir=log_folder,
     )
