@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 export IMAGES
 OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$${IMAGES//\'/\'\'}'" --set 'sources.photos.held_out=[]')
 
-.PHONY: setup demo test test-slow check format bench bench-gpu clean
+.PHONY: setup demo test test-slow chaos check format bench bench-gpu clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,12 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# By hand: it depends on the timing of faults. The scripts' figures are committed.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -q -m chaos
+	$(BIN)/python -m benchmarks.kill_corrupt --out benchmarks/kill_corrupt.md
+	$(BIN)/python -m benchmarks.kill_pretrain --out benchmarks/kill_pretrain.md
 
 check: $(STAMP)
 	$(BIN)/ruff check .

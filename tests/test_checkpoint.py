@@ -186,6 +186,11 @@ def test_a_checkpoint_of_another_training_is_refused(folder: Path) -> None:
         checkpoints.latest()
 
 
+def test_a_checkpoint_that_another_machine_does_not_see_is_an_error(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"99: not visible from this machine; runtime\.runs"):
+        _open(folder).at(99)
+
+
 def test_weights_of_another_model_are_refused_by_name(folder: Path) -> None:
     checkpoint = _open(folder).latest()
     assert checkpoint is not None

@@ -16,6 +16,7 @@ import torch
 from launching import TRAININGS, Launched, command, environment, launcher, run, trainings_of
 from torch import Tensor
 
+from benchmarks.process_tree import rank_of
 from tests.training_toys import FINAL, everything, toy_config, toy_fit
 
 # Sums over processes in another order, through Adam.
@@ -93,7 +94,8 @@ def test_three_processes_take_the_steps_of_one(tmp_path: Path, engine: str) -> N
 @pytest.mark.parametrize(
     ("engine", "processes"),
     # In three processes a sum depends on its order, which ddp would change after the first step.
-    [("ddp", 2), ("zero0", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("ddp", 3)],
+    # All engines in two: test_resume, without batch normalisation.
+    [("zero1", 2), ("zero3", 2), ("ddp", 3)],
 )
 def test_resumed_in_several_processes_gives_the_same_bits(
     tmp_path: Path, engine: str, processes: int
@@ -131,10 +133,9 @@ def test_a_checkpoint_goes_from_engine_to_engine_and_over_world_sizes(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero1"])
-def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path, engine: str) -> None:
+def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path) -> None:
     long = {"toy": {"config": {"samples": 12 * 100_000}, "runtime": {"log_every_steps": 10}}}
-    starts = launcher(engine, 2)
+    starts = launcher("ddp", 2)
     output = tmp_path / "output"
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -146,7 +147,7 @@ def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path, engine
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        os.kill(_rank_of(process.pid, 1), signal.SIGUSR2)
+        os.kill(rank_of(process.pid, 1), signal.SIGUSR2)
         process.wait(timeout=120)
     finally:
         process.kill()
@@ -156,13 +157,3 @@ def test_a_signal_to_one_rank_checkpoints_all_at_one_step(tmp_path: Path, engine
     assert len(stops) >= 2  # each rank's, and what the launcher repeats
     assert len(set(stops)) == 1
     assert (tmp_path / "toy" / "checkpoints" / f"step-{int(stops[0]):08d}").is_dir()
-
-
-def _rank_of(parent: int, rank: int) -> int:
-    """The process id of a rank among the children of its launcher."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    for child in children:
-        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in environment:
-            return int(child)
-    raise AssertionError(f"no rank {rank} among {children}")
