@@ -22,9 +22,12 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 TRAININGS: dict[str, dict[str, dict]] = {
     "one": {},
     "all": {"config": {"tasks_per_step": "all"}},
-    "clipped": {"config": {"clip_norm": 20.0}, "runtime": {"micro_batch": 3}},
+    "clipped": {"config": {"clip_norm": 20.0, "ema_decay": 0.9}, "runtime": {"micro_batch": 3}},
     "poisoned": {"poisoned_steps": [0, 3, 4]},
-    "poisoned in all": {"poisoned_steps": [0, 3, 4], "config": {"tasks_per_step": "all"}},
+    "poisoned in all": {
+        "poisoned_steps": [0, 3, 4],
+        "config": {"tasks_per_step": "all", "ema_decay": 0.9},
+    },
 }
 
 
@@ -143,7 +146,7 @@ LAUNCHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(LAUNCHERS))
 def test_resumed_in_two_processes_gives_the_same_bits(tmp_path: Path, name: str) -> None:
-    training = {"config": {"tasks_per_step": "all"}, "normalises": True}
+    training = {"config": {"tasks_per_step": "all", "ema_decay": 0.9}, "normalises": True}
     _run(LAUNCHERS[name], tmp_path / "whole", {"toy": training})
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "toy" / FINAL)  # goes on from step 8

@@ -25,6 +25,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from pipeline.config import Runtime, TrainingConfig
+from pipeline.training.launcher_flags import check_launcher_flags
 from pipeline.training.objectives import Objective
 from pipeline.training.placement import (
     EngineName,
@@ -57,8 +58,11 @@ def started(
             "torchrun or accelerate launch, or unset WORLD_SIZE"
         )
     place = share_out(config, runtime, rank=rank, world_size=world_size)
+    check_launcher_flags(config, runtime, place, os.environ)
     torch.set_num_threads(runtime.threads_per_process)  # the bits of a sum depend on it
     _reset_accelerate()
+    if config.deterministic:
+        _be_deterministic()
     try:
         accelerator = _accelerator(name, config, runtime, place, log_folder)
         atexit.register(_leave_process_group)
@@ -72,6 +76,16 @@ def started(
         yield accelerator, name, place
     finally:
         _reset_accelerate()
+
+
+def _be_deterministic() -> None:
+    """From here on, in this process, only kernels that give the same bits every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # Its backward pass sums in any order, and would be refused; attention in float32 then takes
+    # the plain way.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def _reset_accelerate() -> None:
@@ -164,7 +178,12 @@ def build_engine(
         if id(parameter) not in known:
             raise ValueError(f"parameter {parameter_name} is in no group of the optimizer")
     kind = TorchEngine if name == "ddp" else DeepSpeedEngine
-    return kind(accelerator, objective, groups=groups, config=config, place=place)
+    engine = kind(accelerator, objective, groups=groups, config=config, place=place)
+    if torch.distributed.is_initialized():
+        # DeepSpeed makes groups without the timeout that it was given.
+        for group in torch.distributed.distributed_c10d._world.pg_map:
+            torch.distributed.distributed_c10d._set_pg_timeout(TIMEOUT, group)
+    return engine
 
 
 class DeepSpeedEngine(TorchEngine):
