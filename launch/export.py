@@ -1,10 +1,10 @@
 """`ipt export`: a model folder from any checkpoint of a training, under way or finished."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.checkpoints import CHECKPOINTS, newest_first, step_of
 from launch.model_folder import check_new, new_folder, print_model
 from launch.terminal import CommandFailed
 from pipeline.artifacts import Artifact, ArtifactError, open_artifact, verify
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"  # what its manifest says it is
-FOLDER = "checkpoints"
 
 
 def export(path: Path, *, out: Path, raw: bool) -> int:
@@ -79,12 +78,12 @@ def _chosen(path: Path) -> Artifact:
     if _is_checkpoint(path):
         artifact, problem = _verified(path)
         if artifact is None:
-            others = list(_newest_first(path.parent))
+            others = list(newest_first(path.parent))
             more = f"; {path.parent} has {len(others) - 1} more" if len(others) > 1 else ""
             raise CommandFailed(f"{path}: damaged ({problem}){more}")
         return artifact
-    folder = path if path.name == FOLDER else path / FOLDER
-    checkpoints = list(_newest_first(folder)) if folder.is_dir() else []
+    folder = path if path.name == CHECKPOINTS else path / CHECKPOINTS
+    checkpoints = list(newest_first(folder))
     if not checkpoints:
         raise ConfigError(f"{path}: {_why_none(path)}")
     for each in checkpoints:
@@ -97,7 +96,7 @@ def _chosen(path: Path) -> Artifact:
 
 def _is_checkpoint(folder: Path) -> bool:
     """By its name; or, where somebody copied it under another one, by its manifest."""
-    if _step(folder) is not None:
+    if step_of(folder) is not None:
         return True
     try:
         artifact = open_artifact(folder)
@@ -118,19 +117,8 @@ def _verified(folder: Path) -> tuple[Artifact | None, str]:
     return (None, "; ".join(problems)) if problems else (artifact, "")
 
 
-def _newest_first(folder: Path) -> Iterator[Path]:
-    found = [path for path in folder.iterdir() if _step(path) is not None]
-    yield from sorted(found, key=lambda path: _step(path) or 0, reverse=True)
-
-
-def _step(folder: Path) -> int | None:
-    """That a checkpoint's folder names; None for any other folder."""
-    number = folder.name.removeprefix("step-")
-    return int(number) if number != folder.name and number.isdecimal() else None
-
-
 def _why_none(folder: Path) -> str:
-    below = sorted(path.parent for path in folder.glob(f"*/{FOLDER}"))
+    below = sorted(path.parent for path in folder.glob(f"*/{CHECKPOINTS}"))
     if below:
         return f"is not the folder of one training; give {' or '.join(map(str, below[:3]))}"
     if (folder / "model.safetensors").is_file():
