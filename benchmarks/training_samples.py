@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -76,21 +75,23 @@ def reopened(folder: Path) -> dict[str, Stream]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ticks:
-    """When each step ended: by the clock, and in CPU seconds of this process."""
+    """What each step took: seconds by the clock, and CPU seconds of this process."""
 
-    clock: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.clock: list[float] = []
+        self.processor: list[float] = []
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Begin a step here: what came since the last one is nobody's."""
+        self._began = time.perf_counter(), time.process_time()
 
     def tick(self) -> None:
-        self.clock.append(time.perf_counter())
-        self.processor.append(time.process_time())
-
-    def steps(self, *, by_clock: bool, warm_up: int = CYCLE) -> list[float]:
-        """Seconds of each step after those that warm up."""
-        times = (self.clock if by_clock else self.processor)[warm_up - 1 :]
-        return [end - begin for begin, end in pairwise(times)]
+        now = time.perf_counter(), time.process_time()
+        self.clock.append(now[0] - self._began[0])
+        self.processor.append(now[1] - self._began[1])
+        self._began = now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +154,10 @@ def train(
     size: IPTSize,
     config: PretrainConfig,
     runtime: Runtime,
+    between: Callable[[], None] = lambda: None,
 ) -> Trained:
-    """Train to the end by the loop that trains in a run; what rank 0 sees of it."""
+    """Train to the end by the loop that trains in a run; what rank 0 sees of it. `between` is
+    called after every cycle of the tasks, and not timed."""
     model = built(size, config, runtime)
     ticks = Ticks()
 
@@ -162,6 +165,9 @@ def train(
         ticks.tick()
         if done == CYCLE and torch.cuda.is_available():  # compiling tries kernels out before
             torch.cuda.reset_peak_memory_stats()
+        if done % CYCLE == 0:
+            between()
+            ticks.go_on()
 
     with _saves_told() as saves:
         fit(
@@ -204,17 +210,21 @@ def first_batches(
     return list(_batches(streams, place, cpu, config=config, seed=SEED, runtime=runtime))
 
 
-def bare_steps(model: IPT, config: PretrainConfig, batches: Sequence[Batch]) -> Ticks:
+def bare_stepper(model: IPT, config: PretrainConfig) -> Callable[[Sequence[Batch]], Ticks]:
     """The least that a step needs: forward, backward and PyTorch's Adam, on batches at hand."""
     objective = RestorationObjective(model, contrastive=config.contrastive)
     adam = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=config.betas)
-    ticks = Ticks()
-    for batch in batches:
-        objective(batch)["loss"].backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        ticks.tick()
-    return ticks
+
+    def take(batches: Sequence[Batch]) -> Ticks:
+        ticks = Ticks()
+        for batch in batches:
+            objective(batch)["loss"].backward()
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+            ticks.tick()
+        return ticks
+
+    return take
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from benchmarks.gpu_training import (
 )
 from benchmarks.modes import MODES
 from benchmarks.official_code import SIZES
-from benchmarks.training import judged
+from benchmarks.training import Pairs, judged
 from benchmarks.training_samples import Ticks, Times
 from pipeline.model_configs import IPTConfig
 from pipeline.tasks import PUBLISHED_ORDER, TASKS
@@ -153,19 +153,30 @@ def test_step_times_are_compared_task_by_task() -> None:
 
     assert times.median_clock == pytest.approx(3.5)  # neither the 7 nor the 12
     assert times.best_clock == pytest.approx(3.5)
-    assert Ticks(clock=[*range(10)], processor=[0] * 10).steps(by_clock=True) == [1] * 4
+
+
+def test_a_cycle_is_compared_with_the_bare_ones_around_it() -> None:
+    def ticks(*cycles: float) -> Ticks:
+        found = Ticks()
+        for seconds in cycles:
+            found.clock += [seconds / 6] * 6
+            found.processor += [seconds / 12] * 6
+        return found
+
+    pairs = Pairs()
+    pairs.add(ticks(99, 3, 6), [ticks(1), ticks(3), ticks(5)])  # the first warms up
+
+    assert pairs.clock == pytest.approx([1.5, 1.5])
+    assert pairs.processor == pytest.approx([1.5, 1.5])
 
 
 def test_the_overhead_is_judged_by_the_clock_only_on_a_free_machine() -> None:
-    def times(bare: tuple[float, float], loop: tuple[float, float]) -> dict[str, Times]:
-        return {
-            name: Times(clock=[clock] * 6, processor=[processor] * 6)
-            for name, (clock, processor) in {"bare step": bare, "loop": loop}.items()
-        }
+    def bare(clock: float, processor: float) -> dict[str, Times]:
+        return {"bare step": Times(clock=[clock] * 6, processor=[processor] * 6)}
 
-    assert judged(times((1.0, 1.0), (1.09, 1.2)))[1] is False
-    assert judged(times((1.0, 1.0), (1.11, 1.0)))[1] is True
-    sentence, is_missed = judged(times((4.0, 1.0), (8.0, 1.05)))
+    assert judged(bare(1.0, 1.0), Pairs(clock=[1.09], processor=[1.2]))[1] is False
+    assert judged(bare(1.0, 1.0), Pairs(clock=[1.11], processor=[1.0]))[1] is True
+    sentence, is_missed = judged(bare(4.0, 1.0), Pairs(clock=[2.0], processor=[1.05]))
     assert is_missed is False
     assert "met, +5.0% by CPU seconds: other programs took 75%" in sentence
 
