@@ -55,6 +55,7 @@ endif
 	$(BIN)/python benchmarks/tilings.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 	$(BIN)/python -m benchmarks.corrupt --source "$(IMAGENET)"
 	$(BIN)/python -m benchmarks.loader --source "$(IMAGENET)"
+	$(BIN)/python -m benchmarks.training
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py $(if $(OFFICIAL),--official "$(OFFICIAL)")

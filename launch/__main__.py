@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_restore(commands)
     _add_import_weights(commands)
+    _add_export(commands)
     return parser
 
 
@@ -145,6 +146,23 @@ def _add_import_weights(commands: Commands) -> None:
     )
 
 
+def _add_export(commands: Commands) -> None:
+    export = _add(commands, "export", _export, "Turn a training's checkpoint into a model folder.")
+    export.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a folder step-00001000; or a training's folder: its newest checkpoint that verifies",
+    )
+    export.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new or an empty folder"
+    )
+    export.add_argument(
+        "--raw",
+        action="store_true",
+        help="the weights as they were trained, where there is an exponential average of them",
+    )
+
+
 def resolve_config_path(given: str) -> Path:
     """A file as given, else by name in ./configs, the checkout's configs, the package's."""
     package = Path(__file__).resolve().parents[1]
@@ -208,6 +226,13 @@ def _import_weights(parsed: argparse.Namespace) -> int:
             only=parsed.task,
             attention_heads=parsed.attention_heads,
         )
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from launch.export import export
+
+    with terminated_as_interrupted():
+        return export(parsed.checkpoint, out=parsed.out, raw=parsed.raw)
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launch.begun import refuse_in_requeue
 from launch.stage import make_room, run_command, run_stage, set_threads
 from launch.terminal import STOPPED, USAGE, progress_line
 from pipeline.artifacts import Artifact, writing
@@ -148,6 +149,7 @@ def _make(
     needs_launcher = runtime.processes > 1 or runtime.engine.startswith("zero")
     if stage.launch == "distributed" and needs_launcher:
         assert resolved.folder is not None
+        refuse_in_requeue(resolved, inputs)  # in one sentence, not one of each process
         resolved.folder.mkdir(parents=True, exist_ok=True)
         with writing(resolved.folder):
             pass  # a second run hears of the first here, in one sentence

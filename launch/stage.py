@@ -15,6 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from launch.begun import record_beginning, refuse_in_requeue
 from launch.terminal import add_part_arguments, exit_code_of, progress_line, set_up_logging
 from pipeline.artifacts import JSON, Artifact, open_artifact, seal, set_aside, writing
 from pipeline.config import RunConfig, Runtime
@@ -44,6 +45,8 @@ def run_stage(
     assert folder is not None
     assert resolved.fingerprint is not None
     is_writer = int(os.environ.get("RANK", "0")) == 0
+    if stage.launch == "distributed":
+        refuse_in_requeue(resolved, inputs)
     with ExitStack() as stack:
         if is_writer:
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,8 @@ def run_stage(
             if finished is not None:
                 return finished
             stack.enter_context(_log_file(folder, part))
+            if stage.launch == "distributed":
+                record_beginning(resolved, inputs)
             logger.info("%s begins in %s", stage.name, folder)
         began = time.monotonic()
         job = Job(
