@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.checkpoints import CHECKPOINTS, newest_first, step_of
 from pipeline.artifacts import JSON, MANIFEST, Artifact, ArtifactError, read_manifest, write_json
 from pipeline.config_file import ConfigError
 from pipeline.graph import Resolved
+from pipeline.training.checkpoint_names import CHECKPOINTS, newest_first, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +80,14 @@ def _left_behind(resolved: Resolved) -> Path | None:
     begun yet."""
     folder = resolved.folder
     assert folder is not None
-    if (folder / RECORD).exists() or any(newest_first(folder / CHECKPOINTS)):
+    if (folder / RECORD).exists() or newest_first(folder / CHECKPOINTS):
         return None
     newest: dict[Path, float] = {}  # folder: when it got its last checkpoint
     for other in folder.parent.iterdir() if folder.parent.is_dir() else ():
         is_aside = "." in other.name  # as .replaced-… is
         if other == folder or is_aside or (other / MANIFEST).exists():
             continue
-        checkpoint = next(newest_first(other / CHECKPOINTS), None)
+        checkpoint = next(iter(newest_first(other / CHECKPOINTS)), None)
         if checkpoint is not None:
             newest[other] = checkpoint.stat().st_mtime
     return max(newest, key=lambda each: newest[each]) if newest else None
@@ -111,7 +111,7 @@ def _read(folder: Path) -> Begun | None:
 
 
 def _situation(resolved: Resolved, inputs: Mapping[str, Artifact], other: Path) -> str:
-    checkpoint = next(newest_first(other / CHECKPOINTS), None)
+    checkpoint = next(iter(newest_first(other / CHECKPOINTS)), None)
     step = (checkpoint and step_of(checkpoint)) or 0
     differ = [
         f"{name}: {_text(old)} -> {_text(new)}"

@@ -4,11 +4,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.checkpoints import CHECKPOINTS, newest_first, step_of
 from launch.model_folder import check_new, new_folder, print_model
 from launch.terminal import CommandFailed
 from pipeline.artifacts import Artifact, ArtifactError, open_artifact, verify
 from pipeline.config_file import ConfigError
+from pipeline.training.checkpoint_names import CHECKPOINTS, newest_first, step_of
 
 if TYPE_CHECKING:
     from pipeline.models.hub import HubModel
@@ -78,12 +78,12 @@ def _chosen(path: Path) -> Artifact:
     if _is_checkpoint(path):
         artifact, problem = _verified(path)
         if artifact is None:
-            others = list(newest_first(path.parent))
+            others = newest_first(path.parent)
             more = f"; {path.parent} has {len(others) - 1} more" if len(others) > 1 else ""
             raise CommandFailed(f"{path}: damaged ({problem}){more}")
         return artifact
     folder = path if path.name == CHECKPOINTS else path / CHECKPOINTS
-    checkpoints = list(newest_first(folder))
+    checkpoints = newest_first(folder)
     if not checkpoints:
         raise ConfigError(f"{path}: {_why_none(path)}")
     for each in checkpoints:

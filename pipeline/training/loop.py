@@ -16,6 +16,7 @@ from pipeline.graph import Progress, StageError, StoppedWithCheckpoint, report_n
 from pipeline.training.batch_statistics import BatchStatistics
 from pipeline.training.checkpoint import Checkpoint, TrainState
 from pipeline.training.checkpoint_folder import CheckpointFolder, checkpoint_bytes
+from pipeline.training.checkpoint_names import CHECKPOINTS
 from pipeline.training.engine import build_engine, started
 from pipeline.training.logs import Interval, TrainingLog, peak_memory_gib
 from pipeline.training.model_facts import (
@@ -37,7 +38,6 @@ from pipeline.training.watchdog import Watchdog, watched
 logger = logging.getLogger(__name__)
 
 BODY = "body"  # the parameter group that every step uses
-CHECKPOINTS = "checkpoints"
 Pictures = Callable[[nn.Module], Mapping[str, Tensor]]
 
 
