@@ -6,11 +6,12 @@ from pathlib import Path
 from launch.local import check_launch
 from launch.stage import config_arguments, run_command
 from launch.terminal import print_table
-from pipeline.artifacts import Artifact, holder, open_artifact, verify
+from pipeline.artifacts import Artifact, open_artifact, verify
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.cost import IMAGENET_PHOTOGRAPHS, CorruptCost, corrupt_cost, few_files, read_rates
 from pipeline.graph import Resolved, StageError
+from pipeline.locks import holder
 from pipeline.model_configs import IPTConfig
 from pipeline.tasks import TASKS
 from stages.recipe import build_graph, folders_read

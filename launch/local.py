@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.stage import make_room, run_command, run_stage, set_threads
 from launch.terminal import STOPPED, USAGE, progress_line
-from pipeline.artifacts import Artifact, writing
+from pipeline.artifacts import Artifact
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import (
@@ -25,6 +25,7 @@ from pipeline.graph import (
     StoppedWithCheckpoint,
     resolve_stage,
 )
+from pipeline.locks import writing
 from pipeline.training.placement import LaunchError, check_engine, share_out
 from stages.recipe import folders_read
 
