@@ -147,7 +147,7 @@ def wait_until(
 
 
 class SlurmCluster:
-    """`with SlurmCluster(folder, nodes=3) as cluster:` its tools are on `cluster.environment`'s PATH."""
+    """`with SlurmCluster(folder, nodes=3) as cluster:` `cluster.environment` finds its tools."""
 
     def __init__(self, folder: Path, *, nodes: int, max_array_size: int = 1001) -> None:
         assert re.fullmatch(r"[\w./-]+", str(folder)), folder
