@@ -1,6 +1,5 @@
-"""What a run is, as it stands on disk: plan, status, verify, and the table at its end."""
+"""What a run is, as it stands on disk: plan, verify, and the table at its end."""
 
-import time
 from pathlib import Path
 
 from launch.local import check_launch
@@ -11,7 +10,6 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.cost import IMAGENET_PHOTOGRAPHS, CorruptCost, corrupt_cost, few_files, read_rates
 from pipeline.graph import Resolved, StageError
-from pipeline.locks import holder
 from pipeline.model_configs import IPTConfig
 from pipeline.tasks import TASKS
 from stages.recipe import build_graph, folders_read
@@ -34,23 +32,6 @@ def plan(path: Path, overrides: tuple[str, ...]) -> int:
     again = run_command(config_arguments(path, overrides))
     to_make = sum(each.state != "done" for each in resolved.values())
     print(f"\n{to_make} of {len(resolved)} stages to make: {again}")
-    return 0
-
-
-def status(path: Path, overrides: tuple[str, ...]) -> int:
-    """Print how far each stage is, who writes there now, and where its log is."""
-    config, resolved = _resolve(path, overrides)
-    _print_header(path, config)
-    rows = []
-    for each in resolved.values():
-        owner = holder(each.folder) if each.folder and each.state == "resume" else None
-        log = each.folder / "logs" / "log.txt" if each.folder else None
-        state = "running" if owner else each.state
-        detail = owner or each.reason
-        rows.append(
-            [MARKS[each.state], each.stage.name, state, detail, _last_line(log), str(log or "")]
-        )
-    print_table(["", "stage", "state", "", "last line", "log"], rows)
     return 0
 
 
@@ -187,13 +168,3 @@ def _needs(resolved: Resolved) -> str:
     return (
         ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
     )
-
-
-def _last_line(log: Path | None) -> str:
-    if log is None or not log.is_file():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 400))
-        lines = file.read().decode(errors="replace").splitlines()
-    age = time.time() - log.stat().st_mtime
-    return f"{lines[-1][20:80]} ({age:.0f} s ago)" if lines else ""

@@ -63,7 +63,7 @@ def run_graph(
     chosen = wanted & graph.downstream(start) if start else wanted
     if not chosen:
         raise ConfigError(f"--from {start}: nothing of it is left by --until, --before or --parts")
-    _check_folders(graph, config, run_folder)
+    check_folders(graph, config, run_folder)
     known: dict[str, Resolved] = {}
     artifacts: dict[str, Artifact] = {}
     for stage in graph.stages:
@@ -125,7 +125,7 @@ def check_launch(config: RunConfig) -> None:
             raise ConfigError(f"{name}: {error}") from None
 
 
-def _check_folders(graph: Graph, config: RunConfig, run_folder: Path) -> None:
+def check_folders(graph: Graph, config: RunConfig, run_folder: Path) -> None:
     """Refuse folders that aren't there, unless what reads them is done."""
     resolved = graph.resolve(run_folder)
     for key, stage_name, folder in folders_read(config):

@@ -155,8 +155,9 @@ def _command(stage: Stage, place: Place, launcher: str) -> str:
     program = f"{shlex.quote(str(PROGRAM))} {shlex.quote(str(place.snapshot))}"
     lines = [
         'trap "" USR2',
-        *([f"exec {python} {launcher} \\", f"    {program} \\"] if launcher else []),
+        *([f"exec {python} {launcher} \\", f"  {program} \\"] if launcher else []),
         *([] if launcher else [f"exec {python} {program} \\"]),
-        f'    --stage {stage.name} --outcome "$1-$SLURM_NODEID" "${{@:2}}"',
+        f'  --stage {stage.name} --account "$1" --outcome "$1.outcome-$SLURM_NODEID" \\',
+        '  "${@:2}"',
     ]
     return "\n  ".join(["", *lines]) + "\n"

@@ -16,7 +16,13 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch.supervision import ended_when_taken_over, postponed, stopped_by_signals, touching
+from launch.supervision import (
+    accounted,
+    ended_when_taken_over,
+    postponed,
+    stopped_by_signals,
+    touching,
+)
 from launch.terminal import add_part_arguments, exit_code_of, progress_line, set_up_logging
 from pipeline.artifacts import JSON, Artifact, open_artifact, seal, set_aside
 from pipeline.config import RunConfig, Runtime
@@ -193,16 +199,18 @@ def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
         "--outcome", type=Path, help="a file to add the exit code to: launchers don't pass it on"
     )
     parser.add_argument(
-        "--alive", type=Path, metavar="FILE", help="a file to touch whenever something moves on"
+        "--account",
+        metavar="PREFIX",
+        help="of PREFIX.alive, touched whenever something moves on, and PREFIX.why, what failed",
     )
     parsed = parser.parse_args(arguments)
     set_up_logging()
-    with exit_code_of() as outcome, postponed(signal.SIGUSR2):
+    with exit_code_of() as outcome, postponed(signal.SIGUSR2), accounted(parsed.account):
         config = load_config(parsed.config, tuple(parsed.overrides))
         arguments_of_config = config_arguments(parsed.config, parsed.overrides)
         part = checked_part(parsed.part, parsed.parts)
         name = stage_name or parsed.stage
-        _run_named(config, arguments_of_config, name, part=part, alive=parsed.alive)
+        _run_named(config, arguments_of_config, name, part=part, account=parsed.account)
     if parsed.outcome is not None:
         with parsed.outcome.open("a") as file:
             file.write(f"{outcome.code}\n")
@@ -223,7 +231,7 @@ def _run_named(
     stage_name: str,
     *,
     part: tuple[int, int],
-    alive: Path | None,
+    account: str | None,
 ) -> None:
     graph = build_graph(config)
     stage = graph.stage(stage_name)
@@ -241,8 +249,8 @@ def _run_named(
         return
     with ExitStack() as stack:
         progress = stack.enter_context(progress_line(stage.name))
-        if alive is not None:
-            progress = touching(alive, progress)
+        if account is not None:
+            progress = touching(Path(f"{account}.alive"), progress)
         if stage.launch != "distributed":
             stack.enter_context(stopped_by_signals(stage.name))
         run_stage(resolved, inputs, runtime=config.runtime, progress=progress, part=part)

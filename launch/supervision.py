@@ -13,11 +13,14 @@ from pathlib import Path
 from types import FrameType
 
 from launch.terminal import FAILED
-from pipeline.graph import Progress, StoppedWithCheckpoint
+from pipeline.artifacts import write_atomically
+from pipeline.config_file import ConfigError
+from pipeline.graph import Progress, StageError, StoppedWithCheckpoint
 from pipeline.locks import GRACE_SECONDS, ArtifactError, check_owner
 
 logger = logging.getLogger(__name__)
 
+SENTENCES = (ConfigError, StageError, ArtifactError)
 SECONDS_BETWEEN_SIGNS = 2.0
 SECONDS_UNTIL_SENT_AGAIN = 0.5
 SECONDS_BETWEEN_CHECKS = GRACE_SECONDS / 3
@@ -35,6 +38,20 @@ def touching(file: Path, progress: Progress) -> Progress:
         progress(done, total, note)
 
     return both
+
+
+@contextmanager
+def accounted(prefix: str | None) -> Iterator[None]:
+    """Leave what went wrong, if anything does, in PREFIX.why."""
+    try:
+        yield
+    except StoppedWithCheckpoint:
+        raise
+    except Exception as error:
+        if prefix is not None:
+            kind = "" if isinstance(error, SENTENCES) else f"{type(error).__name__}: "
+            write_atomically(Path(f"{prefix}.why"), f"{kind}{error}\n")
+        raise
 
 
 @contextmanager
