@@ -308,6 +308,19 @@ class SlurmCluster:
         self._spawn([*command, "-f", f"{self.folder}/slurm.conf"], "slurmctld")
         wait_until(self.node_states, 30, "slurmctld")
 
+    def mend(self) -> None:
+        """Put everything back in order, whatever a test has left."""
+        wait_until(lambda: "UP" in self.sh("scontrol", "ping", check=False), 30, "slurmctld")
+        self.sh("scancel", f"--user={os.getuid()}")
+        for node in self.addresses:
+            if node in self._inits:
+                self.plug_in(node)
+            else:
+                self._boot(node)
+        for node in self.addresses:
+            self.resume(node)
+        self.wait_idle()
+
     def on(self, node: str, *command: str) -> list[str]:
         """A command line that runs on a compute node."""
         init = str(self._inits[node])

@@ -131,11 +131,13 @@ print(*sys.modules)
 """
 
 
-@pytest.mark.parametrize("command", ["plan", "status", "verify", "--help"])
+@pytest.mark.parametrize("command", ["plan", "status", "verify", "submit", "--help"])
 def test_commands_of_a_login_node_import_nothing_heavy(command, tmp_path):
     arguments = [command]
     if command != "--help":
         arguments += ["demo", "--set", f"runtime.runs={tmp_path}"]
+    if command == "submit":
+        arguments += ["--cluster", "slurm/cpu", "--dry-run"]
 
     done = subprocess.run(
         [sys.executable, "-c", LOGIN_NODE, *arguments],
