@@ -88,8 +88,7 @@ report   {report.folder / "report.html"}
 
 next     the paper's recipe on one node with 8 GPUs, then on SLURM:
          python -m launch run configs/imagenet.yaml --set runtime.processes=8
-         sbatch --nodes=1 --gpus-per-node=8 --cpus-per-task=64 --time=48:00:00 --wrap \\
-           "python -m launch run configs/imagenet.yaml --set runtime.processes=8\""""
+         python -m launch submit configs/imagenet.yaml --cluster configs/slurm/gpu.yaml"""
     )
 
 

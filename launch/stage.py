@@ -122,8 +122,10 @@ def make_room(folder: Path) -> None:
 def _locked(folder: Path, part: tuple[int, int], *, whole: bool) -> Iterator[None]:
     """The whole folder for a whole stage; for a part of an array, that part of it."""
     number, parts = part
+    # Of a job that was cancelled something may still be ending on another node.
+    patience = 120.0 if "SLURM_JOB_ID" in os.environ else 1.0
     if whole or parts == 1:
-        with writing(folder, patience=1.0 if parts == 1 else math.inf):
+        with writing(folder, patience=patience if parts == 1 else math.inf):
             yield
     else:
         with writing(folder, shared=True), writing(folder, name=f".lock-{number}-of-{parts}"):

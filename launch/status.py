@@ -94,10 +94,9 @@ def _row(
     if records:
         known = {state for job, state in accounted.items() if job.partition("_")[0] == jobs}
         last = _last_event(records[-1], folder)
-        state = ", ".join(sorted(known)).lower() or ("ended" if last else "cancelled")
-        return _Row(
-            state=state, job=jobs, why=last or "never began: what it waits for was not made"
-        )
+        guess = "ended" if last and last != "cancelled" else "cancelled"
+        why = last or "never began: what it waits for was not made"
+        return _Row(state=", ".join(sorted(known)).lower() or guess, job=jobs, why=why)
     return _Row(state=resolved.state, why=resolved.reason)
 
 
