@@ -20,6 +20,7 @@ from stages.recipe import build_graph
 MARKS = {"done": "✓", "running": "▸", "failed": "✗", "cancelled": "✗"}
 STEP = re.compile(r"\bstep (\d+)/(\d+)\b")
 TAIL_BYTES = 4000
+ENDED_BY_SLURM = "ended by SLURM"  # what a batch script says of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def _row(
     if records:
         known = {state for job, state in accounted.items() if job.partition("_")[0] == jobs}
         last = _last_event(records[-1], folder)
-        guess = "ended" if last and last != "cancelled" else "cancelled"
+        guess = "ended" if last and last != ENDED_BY_SLURM else "cancelled"
         why = last or "never began: what it waits for was not made"
         return _Row(state=", ".join(sorted(known)).lower() or guess, job=jobs, why=why)
     return _Row(state=resolved.state, why=resolved.reason)

@@ -96,7 +96,7 @@ class SlurmRun(Run):
     def wait(self, condition, timeout: float) -> None:
         wait_until(condition, timeout, self.everything)
 
-    def wait_for_end(self, timeout: float = 300) -> None:
+    def wait_for_end(self, timeout: float = 600) -> None:
         """Until SLURM has nothing of this run any more."""
         names = f"--name={','.join(f'tiny:{stage}' for stage in self.jobs())}"
         # An empty answer may also be no answer, of a controller that restarts.

@@ -1,5 +1,7 @@
 """The graph carried by a real SLURM, on nodes with addresses of their own."""
 
+import re
+
 import pytest
 from demo_run import STAGES, TINY
 from slurm_run import SlurmRun, equal_weights, run_without_slurm, short_config
@@ -36,7 +38,7 @@ def test_the_graph_on_two_nodes_ends_with_the_report_and_the_same_weights(slurm,
     rows = run("status", *engine).splitlines()
     assert len([row for row in rows if row.startswith("  ✓ ") and " done " in row]) == len(STAGES)
     for stage in TRAININGS:
-        assert "start 0 on n[1-2]" in run.events(stage) or "start 0 on n[" in run.events(stage)
+        assert re.search(r"start 0 on n\[\d[-,]\d\]", run.events(stage))  # two nodes
         assert len(list(run.folder.glob(f"slurm/jobs/{run.jobs()[stage]}-0.outcome-*"))) == 2
     assert "start 0" in run.events("corrupt-sr2@photos")
     (tmp_path / "local").mkdir()
@@ -54,9 +56,9 @@ def test_a_stopped_training_is_requeued_and_ends_with_the_same_weights(
     job = run.jobs()["pretrain"]
     for restart in range(2):
         before = run.step()
-        run.wait(lambda before=before: run.step() > before, 120)
+        run.wait(lambda before=before: run.step() > before, 300)
         slurm.sh("scancel", "--signal=USR2", job)
-        run.wait(lambda restart=restart: f"start {restart + 1} " in run.events("pretrain"), 60)
+        run.wait(lambda restart=restart: f"start {restart + 1} " in run.events("pretrain"), 120)
 
     run.wait_for_end()
 
@@ -103,11 +105,10 @@ def test_cancel_ends_what_the_run_submitted_and_nothing_else(slurm, tmp_path):
     wrap = "--wrap=sleep 300"
     other = slurm.sh("sbatch", "--parsable", "--job-name=tiny:pretrain", "-o", "/dev/null", wrap)
     run.submit()
-    run.wait(lambda: run.step() > 0, 120)
+    run.wait(lambda: run.step() > 0, 300)
 
     cancelled = run("cancel")
-    run.wait(lambda: slurm.job(run.jobs()["pretrain"], "JobState") == "CANCELLED", 30)
-    slurm.sh("squeue")
+    run.wait(lambda: slurm.job(run.jobs()["pretrain"], "JobState") == "CANCELLED", 60)
     run.wait(lambda: len(slurm.sh("squeue", "-h").splitlines()) == 1, 60)
 
     assert "pretrain" in cancelled

@@ -215,7 +215,9 @@ def test_a_crash_loop_ends(slurm, tmp_path):
 
 
 def test_two_submissions_at_once_run_nothing_twice(slurm, tmp_path):
-    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
+    folder = tmp_path / "it's two at once"  # as a shell would misread it
+    folder.mkdir()
+    run = SlurmRun(folder, slurm, config=short_config(processes=1))
     arguments = ("--cluster", str(run.cluster_file), "--set", "pretrain.samples=80")
     both = [run.start("submit", *arguments) for _ in range(2)]
     outputs = [process.communicate(timeout=200)[0] for process in both]

@@ -22,7 +22,7 @@ CPU, GPU = ROOT / "configs" / "slurm" / "cpu.yaml", ROOT / "configs" / "slurm" /
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 # Each call of sbatch is a job: its number, and the queue's line for each of its tasks.
 FAKE_SBATCH = """#!/bin/bash
-cd "$(dirname "$0")"
+cd "${0%/*}"
 echo "$*" >>calls
 job=$((100 + $(wc -l <calls)))
 if [ -e full ] && [ "$(wc -l <calls)" -gt "$(cat full)" ]; then
@@ -36,13 +36,16 @@ for option; do
     *.sbatch) name=$(sed -n 's/^#SBATCH --job-name=//p' "$option") ;;
   esac
 done
-for task in $(python3 -c '
-import sys
-for run in sys.argv[1].split("%")[0].split(","):
-    first, _, last = run.partition("-")
-    print(*(range(int(first), int(last or first) + 1) if first else ["N/A"]))
-' "${array:-}"); do
-  echo "$job|$task|PENDING|$name|Dependency|$comment" >>queue
+IFS=,
+ranges=${array%%\\%*}
+for range in ${ranges:-N/A}; do
+  case $range in
+    [0-9]*) tasks=$(seq -s , "${range%-*}" "${range#*-}") ;;
+    *) tasks=$range ;;
+  esac
+  for task in $tasks; do
+    echo "$job|$task|PENDING|$name|Dependency|$comment" >>queue
+  done
 done
 echo "$job;cluster"
 """
