@@ -95,16 +95,31 @@ def test_preemption_is_a_requeue(slurm, tmp_path, reference):
 
 
 def processes_of(run: SlurmRun) -> list[int]:
-    """The processes of pretraining, as this side numbers them."""
+    """The processes of a training, launchers left out, as this side numbers them."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if str(ROOT / "launch" / "stage.py") in words and str(run.folder) in " ".join(words):
+        is_stage = str(ROOT / "launch" / "stage.py") in words and words[1] != "-m"
+        if is_stage and str(run.folder) in " ".join(words):
             found.append(int(path.parent.name))
     return found
+
+
+def test_a_process_that_is_killed_is_no_failure_of_the_job(slurm, tmp_path, reference):
+    """As where a node's end is noticed by the training before SLURM calls it a node's failure."""
+    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
+    started(run)
+
+    os.kill(max(processes_of(run)), signal.SIGKILL)
+    run.wait_for_end()
+
+    assert "requeued: srun 1" in run.events("pretrain")
+    assert "start 1 " in run.events("pretrain")
+    assert list(run.folder.glob("report/*/report.html"))
+    assert equal_weights(run, reference(2), "pretrain")
 
 
 def test_a_copy_that_slurm_has_given_up_writes_nothing_more(slurm, tmp_path, reference):
