@@ -3,13 +3,18 @@
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.cluster import Cluster, Resources
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import Stage
 from pipeline.training.placement import LaunchError, check_engine, share_out
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("stage.sbatch.j2")
 PROGRAM = Path(__file__).with_name("stage.py")
@@ -62,19 +67,13 @@ def check_processes(config: RunConfig, cluster: Cluster, stages: tuple[Stage, ..
 
 def render(stage: Stage, place: Place) -> str:
     """The batch script of a stage, as it is submitted."""
-    from jinja2 import Environment, StrictUndefined
-
-    jinja = Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    jinja.filters["sh"] = lambda value: shlex.quote(str(value))
     config, cluster = place.config, place.cluster
     resources = cluster.resources(stage)
     is_array = stage.launch == "array"
     nodes = (resources.nodes or 1) if stage.launch == "distributed" else 1
     processes = processes_per_node(resources, config) if stage.launch == "distributed" else 1
     launcher = _launcher(stage, config, resources, nodes=nodes, processes=processes)
-    return jinja.from_string(TEMPLATE.read_text()).render(
+    return _template().render(
         stage=stage.name,
         run=config.name,
         job_name=job_name(config, stage),
@@ -98,6 +97,17 @@ def render(stage: Stage, place: Place) -> str:
         hung_after_seconds=cluster.hung_after_seconds,
         starts_without_progress=cluster.starts_without_progress,
     )
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, StrictUndefined
+
+    jinja = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    jinja.filters["sh"] = lambda value: shlex.quote(str(value))
+    return jinja.from_string(TEMPLATE.read_text())
 
 
 def _options(resources: Resources) -> list[tuple[str, object]]:
