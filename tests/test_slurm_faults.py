@@ -1,5 +1,6 @@
 """What befalls jobs on a real SLURM: nodes that die or are cut off, limits, restarts."""
 
+import json
 import os
 import re
 import signal
@@ -19,8 +20,6 @@ from slurm_run import (
 )
 
 pytestmark = pytest.mark.chaos
-
-LONG = ("--set", "pretrain.samples=24000", "--set", "runtime.checkpoint_every_steps=500")
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +65,27 @@ def test_training_survives_the_death_of_a_node(slurm, tmp_path, reference, which
     assert equal_weights(run, reference(2), "pretrain")
 
 
+def lasting(seconds: float, at_speed_of: Run) -> tuple[str, ...]:
+    """A training of so many steps that it takes about so long, at the speed of another run."""
+    (metrics,) = at_speed_of.folder.glob("pretrain/*/metrics.jsonl")
+    rates = [json.loads(row)["samples_per_second"] for row in metrics.read_text().splitlines()]
+    batches = max(200, round(seconds * sorted(rates)[len(rates) // 2] / 8))
+    return ("--set", f"pretrain.samples={8 * batches}")
+
+
 def test_a_time_limit_that_is_too_short_by_far(slurm, tmp_path, reference):
+    """SLURM looks at limits every 30 seconds: a start gets 25 to 55, some of them for imports."""
+    arguments = lasting(110, reference(2))
     limit = 'stages: {pretrain: {time: "0:01:00"}}\nseconds_before_limit: 5\n'
     run = SlurmRun(tmp_path, slurm, config=short_config(processes=1), settings=limit)
 
-    run.submit(*LONG)
+    run.submit(*arguments)
     run.wait_for_end(1200)
 
     events = run.events("pretrain")
     assert events.count("requeued: ") >= 2
     assert events.count("×75") >= 2
-    assert equal_weights(run, reference(2, *LONG), "pretrain")
+    assert equal_weights(run, reference(2, *arguments), "pretrain")
     assert list(run.folder.glob("report/*/report.html"))
 
 
@@ -126,7 +135,7 @@ def test_a_copy_that_slurm_has_given_up_writes_nothing_more(slurm, tmp_path, ref
     """Cut off from SLURM, not from the file system, and slow: what two copies at once need."""
     config = short_config(processes=1, engine="launcher")
     run = SlurmRun(tmp_path, slurm, config=config, nodes=1)
-    job = started(run, *LONG)
+    job = started(run)
     (node,) = nodes_of(slurm, job)
     (old,) = processes_of(run)
     os.kill(old, signal.SIGSTOP)
@@ -150,7 +159,7 @@ def test_a_copy_that_slurm_has_given_up_writes_nothing_more(slurm, tmp_path, ref
         for path in run.folder.glob("pretrain/*/manifest.json")
     }
     assert restarts == {"1"}
-    assert equal_weights(run, reference(1, *LONG, engine="launcher"), "pretrain")
+    assert equal_weights(run, reference(1, engine="launcher"), "pretrain")
 
 
 def test_nodes_that_can_not_reach_each_other_are_noticed(slurm, tmp_path, reference):
