@@ -168,7 +168,7 @@ class _Submitting:
         live = live_stages(slurm.settled_jobs(), self.records, place.run_folder)
         # After the queue was read: what has ended meanwhile is sealed by now.
         resolved = graph.resolve(place.run_folder)
-        self._refuse_other_configs(live)
+        self._refuse_other_configs(graph, live)
         self.most = slurm.max_array_size()
         waits: dict[str, tuple[str, ...]] = {}  # for what the dependents of a stage wait
         for stage in graph.stages:
@@ -191,30 +191,29 @@ class _Submitting:
     def _made_again(self, names: Sequence[str]) -> bool:
         return any(submission.stage in names for submission in self.handed_in)
 
-    def _refuse_other_configs(self, live: dict[str, LiveStage]) -> None:
+    def _refuse_other_configs(self, graph: Graph, live: dict[str, LiveStage]) -> None:
         """Jobs of one run must all mean the same by it."""
         for name, stage in live.items():
             why = ""
             if stage.content != self.content:
                 why = "another config"
-            elif name.startswith("corrupt-") and stage.parts != self._parts(stage.queued[0].name):
+            elif stage.parts != self._parts(graph.stage(name)):
                 why = f"{stage.parts} parts"
             if why:
                 raise CommandFailed(
                     f"{name} is in the queue with {why} (job {', '.join(stage.waiting)}): wait "
-                    "for it, or give `ipt cancel` with that config, then submit again"
+                    "for it, or give `ipt cancel`, then submit again"
                 )
 
-    def _parts(self, name: str) -> int:
-        graph = build_graph(self.place.config)
-        stage = graph.stage(name.partition(":")[2])
-        return self.place.cluster.resources(stage).parts or 1
+    def _parts(self, stage: Stage) -> int:
+        is_array = stage.launch == "array"
+        return (self.place.cluster.resources(stage).parts or 1) if is_array else 1
 
     def _hand_in_stage(
         self, resolved: Resolved, mine: LiveStage | None, after: tuple[str, ...]
     ) -> list[Submission]:
         stage, place = resolved.stage, self.place
-        parts = (place.cluster.resources(stage).parts or 1) if stage.launch == "array" else 1
+        parts = self._parts(stage)
         needed = set(range(parts)) - (mine.parts_live if mine else set())
         if not needed:
             return []

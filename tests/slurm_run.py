@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from demo_run import ROOT, TINY, Run
@@ -99,14 +100,13 @@ class SlurmRun(Run):
     def wait_for_end(self, timeout: float = 600) -> None:
         """Until SLURM has nothing of this run any more."""
         names = f"--name={','.join(f'tiny:{stage}' for stage in self.jobs())}"
-        # An empty answer may also be no answer, of a controller that restarts.
-        self.wait(
-            lambda: (
-                self.slurm.sh("squeue", names, check=False).count("\n") == 0
-                and self.slurm.sh("squeue", names, check=False).startswith("JOBID")
-            ),
-            timeout,
-        )
+
+        def is_empty() -> bool:
+            lines = self.slurm.sh("squeue", names, check=False).splitlines()
+            # No line at all is no answer, from a controller that restarts.
+            return len(lines) == 1 and lines[0].split()[0] == "JOBID"
+
+        self.wait(is_empty, timeout)
 
     def everything(self) -> str:
         """All that may say why a test fails."""
@@ -134,8 +134,6 @@ def equal_weights(one: Run, other: Run, stage: str) -> bool:
 
 def python_without_torch(folder: Path) -> tuple[list[str], dict[str, str]]:
     """A Python as of a login node, which has what reads configs and nothing more."""
-    import sys
-
     needed = ("pydantic", "pydantic_core", "yaml", "_yaml", "jinja2", "markupsafe")
     needed += ("annotated_types", "typing_inspection", "typing_extensions.py")
     folder.mkdir()

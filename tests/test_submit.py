@@ -12,6 +12,8 @@ from demo_run import ROOT, STAGES, Run
 
 from launch import submit as submitting
 from launch.cluster import ARRAYS, DISTRIBUTED, Cluster
+from launch.sbatch import check_processes
+from launch.status import _time_left
 from launch.submit import submit
 from launch.submitted import read_records
 from launch.terminal import CommandFailed
@@ -99,8 +101,6 @@ def test_example_clusters_are_valid_and_carry_a_run(path, tmp_path):
     cluster = load_settings(path, Cluster)
     name = "imagenet" if path.stem == "gpu" else "demo"
     config = load_config(ROOT / "configs" / f"{name}.yaml")
-
-    from launch.sbatch import check_processes
 
     check_processes(config, cluster, build_graph(config).stages)
 
@@ -435,8 +435,6 @@ def test_status_has_the_queue_and_the_time_left(run, fake):
 
 
 def test_time_left_follows_the_rate(tmp_path):
-    from launch.status import _time_left
-
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 50, "samples": 400, "samples_per_second": 2.0}\n')
 
