@@ -134,7 +134,7 @@ def equal_weights(one: Run, other: Run, stage: str) -> bool:
 
 def python_without_torch(folder: Path) -> tuple[list[str], dict[str, str]]:
     """A Python as of a login node, which has what reads configs and nothing more."""
-    needed = ("pydantic", "pydantic_core", "yaml", "_yaml", "jinja2", "markupsafe")
+    needed = ("pydantic", "pydantic_core", "yaml", "_yaml", "jinja2", "markupsafe", "braceexpand")
     needed += ("annotated_types", "typing_inspection", "typing_extensions.py")
     folder.mkdir()
     for name in needed:
