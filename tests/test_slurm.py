@@ -1,9 +1,14 @@
 """The graph carried by a real SLURM, on nodes with addresses of their own."""
 
 import re
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from demo_run import STAGES, TINY
+from slurm_cluster import SlurmCluster
 from slurm_run import SlurmRun, equal_weights, run_without_slurm, short_config
 
 pytestmark = pytest.mark.slurm
@@ -115,3 +120,22 @@ def test_cancel_ends_what_the_run_submitted_and_nothing_else(slurm, tmp_path):
     assert slurm.job(other, "JobState") == "RUNNING"
     assert "requeued" not in run.events("pretrain")
     assert "nothing of tiny is in the queue" in run("cancel")
+
+
+def test_a_cluster_leaves_no_process_and_no_mount_behind(slurm):
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    with SlurmCluster(folder, nodes=2) as cluster:  # beside the other one
+        assert cluster.sh("srun", "--nodes=2", "hostname").split() in (["n1", "n2"], ["n2", "n1"])
+        assert any(str(folder) in line for line in command_lines())
+
+    assert not [line for line in command_lines() if str(folder) in line]
+    assert str(folder) not in Path("/proc/mounts").read_text()
+    shutil.rmtree(folder)
+
+
+def command_lines() -> list[str]:
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return lines
