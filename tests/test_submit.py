@@ -233,6 +233,35 @@ def test_a_node_of_gpus_gets_a_process_for_each(tmp_path, capsys):
     assert "CUDA_VISIBLE_DEVICES" not in script
 
 
+def test_everything_of_a_cluster_file_reaches_the_scripts(run, capsys, tmp_path):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("""
+jobs: {account: a, qos: low, memory: 3G, options: ["--constraint=ssd", "--exclude=n[7-9]"]}
+single: {partition: cpu, time: "1-12"}
+distributed: {partition: gpu, nodes: 2}
+stages: {report: {cpus: 5}, pretrain: {time: "2:00:00"}}
+setup: ["module load python", 'export A="b c"']
+container: apptainer exec --bind /data image.sif
+python: /opt/python
+seconds_before_limit: 77
+""")
+
+    text = dry_run(run, capsys, cluster, "runtime.threads_per_process=3")
+
+    report, pretrain = script_of(text, "report"), script_of(text, "pretrain")
+    for line in (
+        *("#SBATCH --partition=cpu", "#SBATCH --account=a", "#SBATCH --qos=low"),
+        *("#SBATCH --mem=3G", "#SBATCH --time=1-12", "#SBATCH --cpus-per-task=5"),
+        *("#SBATCH --constraint=ssd", "#SBATCH --exclude=n[7-9]", "#SBATCH --signal=USR2@77"),
+        *("module load python", 'export A="b c"', "export OMP_NUM_THREADS=3 "),
+        f"exec apptainer exec --bind /data image.sif /opt/python {ROOT}/launch/stage.py ",
+    ):
+        assert f"\n{line}" in report.replace("\n  exec", "\nexec")
+    assert "#SBATCH --partition=gpu" in pretrain
+    assert "#SBATCH --time=2:00:00" in pretrain
+    assert "/opt/python -m torch.distributed.run --nnodes 2 --nproc_per_node 1 " in pretrain
+
+
 def test_every_job_waits_for_what_its_stage_reads(run, fake):
     submit_run(run)
 
