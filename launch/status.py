@@ -132,14 +132,16 @@ def _log(resolved: Resolved, records: Sequence[Submission], folder: Path) -> Pat
 
 
 def _progress(resolved: Resolved) -> tuple[str, str]:
-    """The last line of the stage's own log, with its age, and the time that is left."""
+    """The last step in the stage's own log, or its last line, and the time that is left."""
     logs = list((resolved.folder / "logs").glob("log*.txt")) if resolved.folder else []
     if not logs:
         return "", ""
     log = max(logs, key=lambda path: path.stat().st_mtime)
-    line = _last_line(log)[20:]
-    age = time.time() - log.stat().st_mtime
+    lines = [line[20:] for line in _last_lines(log)]  # without the time
+    steps = [line for line in lines if STEP.search(line)]
+    line = (steps or lines or [""])[-1]
     step = STEP.search(line)
+    age = time.time() - log.stat().st_mtime
     assert resolved.folder is not None
     left = _time_left(resolved.folder / "metrics.jsonl", int(step[2])) if step else ""
     return f"{line[:78]} ({age:.0f} s ago)" if line else "", left
@@ -157,10 +159,13 @@ def _time_left(metrics: Path, steps: int) -> str:
 
 
 def _last_line(path: Path) -> str:
+    return (_last_lines(path) or [""])[-1]
+
+
+def _last_lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+            return file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
-        return ""
-    return lines[-1] if lines else ""
+        return []

@@ -463,6 +463,26 @@ def test_status_has_the_queue_and_the_time_left(run, fake):
     assert re.search(r"pretrain +pending +\d+ +Dependency", rows["pretrain"])
 
 
+def test_status_shows_the_last_step_of_a_training(run, fake):
+    run("run", "--before", "pretrain")
+    (folder,) = {
+        each.folder
+        for each in build_graph(load_config(run.config)).resolve(run.folder).values()
+        if each.stage.name == "pretrain"
+    }
+    (folder / "logs").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 2, "samples": 48, "samples_per_second": 6.0}\n')
+    (folder / "logs" / "log.txt").write_text(
+        "2026-01-01 00:00:00 step 2/6  samples 48  loss 5  6 samples/s\n"
+        "2026-01-01 00:00:01 saved step-00000002 in 0.1 s\n"
+    )
+
+    (row,) = (line for line in run("status").splitlines() if line.startswith("  ·  pretrain "))
+
+    assert "step 2/6  samples 48  loss 5  6 samples/s (" in row
+    assert row.endswith("0:00:16")  # 4 steps of 24 samples
+
+
 def test_time_left_follows_the_rate(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 50, "samples": 400, "samples_per_second": 2.0}\n')
