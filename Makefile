@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 export IMAGES
 OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$${IMAGES//\'/\'\'}'" --set 'sources.photos.held_out=[]')
 
-.PHONY: setup demo test test-slow test-slurm check format bench bench-gpu clean
+.PHONY: setup demo test test-slow test-slurm chaos check format bench bench-gpu clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,12 @@ test-slow: $(STAMP)
 
 test-slurm: $(STAMP)
 	$(BIN)/python -m pytest -q -rs -m slurm
+
+# By hand: it depends on the timing of faults. The scripts' figures are committed.
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -q -m chaos
+	$(BIN)/python -m benchmarks.kill_corrupt --out benchmarks/kill_corrupt.md
+	$(BIN)/python -m benchmarks.kill_pretrain --out benchmarks/kill_pretrain.md
 
 check: $(STAMP)
 	$(BIN)/ruff check .

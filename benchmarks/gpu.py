@@ -34,8 +34,9 @@ from benchmarks.official_code import SIZES, check_checkout
 from pipeline.data.noise import noisy
 from pipeline.model_configs import IPTConfig
 from pipeline.tasks import PUBLISHED_ORDER, TASKS, GaussianNoise
+from pipeline.training.model_facts import TRAINING_PASSES
 
-PASSES = {"inference": 1, "training": 3}  # the backward pass counts twice; recomputing doesn't
+PASSES = {"inference": 1, "training": TRAINING_PASSES}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,7 @@ from benchmarks.measuring import patches
 from benchmarks.official_code import OfficialIPT
 from pipeline.model_configs import IPTConfig, Precision
 from pipeline.models.ipt import IPT
-
-# FLOP/s of dense products, by the makers' data sheets: bfloat16, TF32, float32. First match counts.
-PEAKS = {
-    "H100 PCIe": (756e12, 378e12, 51.2e12),
-    "H100 NVL": (835e12, 417.5e12, 60e12),
-    "H200 NVL": (835e12, 417.5e12, 60e12),
-    "H100": (989e12, 494.5e12, 66.9e12),
-    "H200": (989e12, 494.5e12, 66.9e12),
-    "A100": (312e12, 156e12, 19.5e12),
-}
+from pipeline.training.model_facts import peak_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +30,7 @@ class Mode:
         return " ".join([*words, "compiled"] if self.compiled else words)
 
     def peak(self, device: str) -> float | None:
-        for name, (bfloat16, tf32, float32) in PEAKS.items():
-            if name in device:
-                full = tf32 if self.tf32 else float32
-                return bfloat16 if self.precision == "bfloat16" else full
-        return None
+        return peak_flops(device, self.precision, tf32=self.tf32)
 
 
 MODES = {
@@ -99,7 +86,7 @@ def built(mode: Mode, config: IPTConfig, checkout: Path | None) -> nn.Module:
         return OfficialIPT(checkout, config.size)
     model = IPT(config, precision=mode.precision)
     if mode.compiled:
-        model.body.compile(dynamic=False)
+        model.compile_parts()
     return model
 
 

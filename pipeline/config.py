@@ -110,10 +110,20 @@ class TrainingConfig(Section):
     drop_at: Fraction = 2 / 3  # where `step` falls to the final rate, as a fraction of samples
     warmup_samples: Annotated[int, Field(ge=0)] = 0
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    clip_norm: Rate | None = None  # of the whole gradient
+    clip_norm: Rate | None = None  # of the gradient: of the whole, or with `clip: tensor` of each
+    clip: Literal["global", "tensor"] = "global"
+    # An exponential average of the weights, by this much of itself a step, is what is exported.
+    ema_decay: Momentum | None = None
     max_skipped_in_a_row: Positive = 5  # steps skipped for a non-finite loss or gradient
     precision: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool = False  # a GPU then gives the same bits every time, more slowly
     data: DataConfig = DataConfig()
+
+    @model_validator(mode="after")
+    def _clipping_is_whole(self) -> Self:
+        if self.clip == "tensor" and self.clip_norm is None:
+            raise ValueError("clip: tensor needs clip_norm, the most that a gradient's norm may be")
+        return self
 
 
 class PretrainConfig(TrainingConfig):
@@ -188,10 +198,16 @@ class Runtime(Section):
     micro_batch: Positive | None = None  # most samples in memory at once; None: batch / processes
     # IPT keeps a tenth per sample for the backward pass and computes a third more.
     activation_checkpointing: bool = False
+    compile: bool = False  # by torch.compile: faster steps on a GPU after a minute; other bits
     log_every_steps: Positive = 50
     images_every_steps: Positive = 2000
     checkpoint_every_steps: Positive = 1000
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3  # the last ones
+    keep_every_steps: Positive | None = None  # and those of every so many steps, for ever
+    # A training in which nothing moves for so long, or for 20 times its usual step, is ended; until
+    # its first step is done, it may take longer.
+    stall_seconds: Rate = 600.0
+    first_step_seconds: Rate = 3600.0
     trackers: tuple[str, ...] = ("tensorboard",)  # any that accelerate knows
     # Where a copy of runs/<name> is: https://…, s3://… or a path. Trainings fetch the tars that
     # runs/ lacks from there; records and manifests are needed here.

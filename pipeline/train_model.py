@@ -3,8 +3,8 @@
 # N batch, C channels, H W height and width
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,19 @@ from torch import Tensor, nn
 from pipeline.artifacts import JSON, Artifact, sync_folder
 from pipeline.config import PretrainConfig, Runtime, TrainingConfig
 from pipeline.config_file import ConfigError
-from pipeline.data.loader import WorkerLost, training_batches, validation_crops
+from pipeline.data.loader import TrainingBatches, WorkerLost, training_batches, validation_crops
 from pipeline.data.order import OrderError
 from pipeline.data.shard_files import shard_files
 from pipeline.data.shards import ShardError
 from pipeline.data.streams import Stream, open_stream
 from pipeline.graph import Job, StageError
-from pipeline.model_configs import COLOURS
+from pipeline.model_configs import COLOURS, DnCNNConfig
 from pipeline.models.hub import HubModel
 from pipeline.tasks import task_named
-from pipeline.training.checkpoint import CheckpointError
+from pipeline.training.checkpoint import CheckpointError, CheckpointRefused
 from pipeline.training.loop import Trained, fit
-from pipeline.training.objectives import Batch, Objective, as_images
+from pipeline.training.model_facts import ModelFacts
+from pipeline.training.objectives import Objective, as_images
 from pipeline.training.placement import LaunchError, Place
 
 MODEL = "model"
@@ -53,6 +54,8 @@ def train_and_export(
     """
     model = objective.model
     assert isinstance(model, HubModel)
+    if job.runtime.compile:
+        model.compile_parts()
     with _sentences():
         streams, crops = {}, {}
         for name, artifact in shards.items():
@@ -63,6 +66,13 @@ def train_and_export(
             shown = open_stream(artifact.folder, task, split="validation", files=files)
             corrupted, clean = validation_crops(shown, CROPS, seed)
             crops[name] = (as_images(corrupted), as_images(clean))
+
+        def pictures(model: nn.Module) -> dict[str, Tensor]:
+            # Compiled, it would be compiled once more, for the number of crops.
+            is_compiled = job.runtime.compile
+            with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+                return _pictures(model, crops, restore)
+
         trained = fit(
             objective,
             config=config,
@@ -73,13 +83,17 @@ def train_and_export(
                 streams, place, device, config=config, seed=seed, runtime=job.runtime
             ),
             groups=groups,
-            images=lambda model: _pictures(model, crops, restore),
+            facts=_facts(model, streams, config),
+            keys=lambda place, number: _batches(
+                streams, place, torch.device("cpu"), config=config, seed=seed, runtime=job.runtime
+            ).samples.keys(number),
+            images=pictures,
             progress=job.progress,
         )
         if trained.place.rank == 0:
             # Not the trained module: under ZeRO 3 that holds a part of each weight.
             final = type(model)(model.config)
-            trained.checkpoint.load_weights(final)
+            trained.checkpoint.load_result(final)
             final.eval()
             _export(final, job, tasks=tuple(shards))
             _write_pictures(job.folder / IMAGES, _pictures(final, crops, restore))
@@ -91,10 +105,25 @@ def _sentences() -> Iterator[None]:
     """What the library finds wrong, as the errors that end a stage with a sentence."""
     try:
         yield
-    except (LaunchError, OrderError) as error:
+    except (LaunchError, OrderError, CheckpointRefused) as error:
         raise ConfigError(str(error)) from None
     except (CheckpointError, ShardError, WorkerLost) as error:
         raise StageError(str(error)) from error
+
+
+def _facts(model: HubModel, streams: Mapping[str, Stream], training: TrainingConfig) -> ModelFacts:
+    config = model.config
+    if isinstance(config, DnCNNConfig):
+        height, width, _ = next(iter(streams.values())).reader.shapes["clean"]
+        flops = dict.fromkeys(streams, config.flops(height=height, width=width))
+        return ModelFacts(config=model.config_text(), forward_flops=flops)
+    return ModelFacts(
+        config=model.config_text(),
+        forward_flops={name: config.flops(name).total for name in streams},
+        activation_bytes={
+            name: config.activation_bytes(name, precision=training.precision) for name in streams
+        },
+    )
 
 
 def _batches(
@@ -105,7 +134,7 @@ def _batches(
     config: TrainingConfig,
     seed: int,
     runtime: Runtime,
-) -> Iterable[Batch]:
+) -> TrainingBatches:
     for stream in streams.values():  # each process looks at its part of the shards
         numbers = range(place.rank, len(stream.reader.records), place.world_size)
         stream.reader.check(numbers, contents=runtime.verify_shards)

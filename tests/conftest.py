@@ -2,12 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from data_samples import listed, write_photographs
 from demo_run import Run
+from launching import Launched, launcher, run, trainings_of
 from slurm_cluster import SlurmCluster, why_impossible
 
 from pipeline.artifacts import Artifact
@@ -31,6 +33,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("finished"))
     run.output = run("run")
     return run
+
+
+@pytest.fixture(scope="session")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Launched]:
+    """The toys' trainings under an engine in so many processes, whoever asks first."""
+
+    @cache
+    def trained(engine: str, processes: int) -> Launched:
+        folder = tmp_path_factory.mktemp(f"{engine}-{processes}")
+        output = run(launcher(engine, processes), folder, trainings_of(engine))
+        return Launched(folder=folder, output=output, compiled=folder / "extensions")
+
+    return trained
 
 
 @pytest.fixture

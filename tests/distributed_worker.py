@@ -11,8 +11,11 @@ END_WITH_PARENT = 1  # PR_SET_PDEATHSIG: a launcher that a test kills must not l
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
+    # As on a machine without it, which none of our own packages needs.
+    sys.modules["transformers"] = None  # type: ignore[assignment]
     import torch
 
+    from tests.ledger import train_accounted
     from tests.training_toys import toy_config, toy_fit
 
     def tell_whether_joined() -> None:
@@ -23,14 +26,20 @@ if __name__ == "__main__":
     atexit.register(tell_whether_joined)  # runs after those that are registered later
     request = json.loads(Path(sys.argv[1]).read_text())
     for name, training in request.items():
-        toy_fit(
+        if "ledger" in training:
+            train_accounted(**training)
+            continue
+        _, trained = toy_fit(
             Path(training["folder"]),
             config=toy_config(**training.get("config", {})),
             normalises=training.get("normalises", False),
+            is_ipt=training.get("is_ipt", False),
             poisoned_steps=tuple(training.get("poisoned_steps", ())),
             **training.get("runtime", {}),
         )
-        heavy = [each for each in ("torch", "deepspeed", "tensorboard") if each in sys.modules]
+        place = f"rank {trained.place.rank} of {trained.place.world_size}"
+        watched = ("torch", "deepspeed", "tensorboard", "transformers")
+        heavy = [each for each in watched if sys.modules.get(each)]
         # One write, or the lines of the ranks mix.
-        sys.stdout.write(f"{name} done, imported: {', '.join(heavy)}\n")
+        sys.stdout.write(f"{name} done as {place}, imported: {', '.join(heavy)}\n")
         sys.stdout.flush()

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.artifacts import open_artifact, verify
-from pipeline.training.checkpoint import CheckpointError, CheckpointFolder
+from pipeline.training.checkpoint import CheckpointError
+from pipeline.training.checkpoint_folder import CheckpointFolder
 from tests.training_toys import everything, toy_config, toy_fit, toy_model
 
 STEPS = 12
@@ -183,6 +184,11 @@ def test_a_checkpoint_of_another_training_is_refused(folder: Path) -> None:
 
     with pytest.raises(CheckpointError, match="belongs to the training ffffffffffff"):
         checkpoints.latest()
+
+
+def test_a_checkpoint_that_another_machine_does_not_see_is_an_error(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"99: not visible from this machine; runtime\.runs"):
+        _open(folder).at(99)
 
 
 def test_weights_of_another_model_are_refused_by_name(folder: Path) -> None:

@@ -226,12 +226,13 @@ def _turn(image: torch.Tensor, kind: int) -> torch.Tensor:
     return rotated.flip(2) if kind >= 4 else rotated
 
 
-def test_global_generators_are_untouched(streams: dict[str, Stream]) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_generators_are_untouched(streams: dict[str, Stream], workers: int) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
 
-    batches(streams, workers=0)
+    batches(streams, workers=workers)
     validation_crops(streams["denoise30"], 2, 0)
 
     assert torch.equal(torch.get_rng_state(), before[0])

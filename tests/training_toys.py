@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import PretrainConfig, Runtime
+from pipeline.model_configs import IPTConfig, IPTSize, Precision
+from pipeline.models.ipt import IPT
 from pipeline.training.loop import Trained, fit
 from pipeline.training.objectives import Batch, RestorationObjective
 from pipeline.training.placement import Place
@@ -53,6 +55,15 @@ def toy_model(*, normalises: bool = False) -> ToyIPT:
     return ToyIPT(normalises=normalises)
 
 
+def tiny_ipt(*, precision: Precision = "float32") -> IPT:
+    """An IPT for the toys' images: heads, tails and queries; four tokens an image."""
+    torch.manual_seed(0)
+    size = IPTSize(
+        features=4, encoder_layers=1, decoder_layers=1, attention_heads=2, patch_size=SIDE
+    )
+    return IPT(IPTConfig(size=size, scales=dict.fromkeys(TASKS, 1)), precision=precision)
+
+
 def sample(task: str, number: int) -> tuple[Tensor, Tensor]:
     """The sample of that number in a task's stream: corrupted and clean, (3, 6, 6)."""
     generator = torch.Generator().manual_seed(1000 * TASKS.index(task) + number)
@@ -68,7 +79,7 @@ def toy_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of one process: sample k of step s is number s × batch + k.
 
-    In a poisoned step (counted from 0), one value of the last rank's images is NaN.
+    In a poisoned step (counted from 0), one value of the last rank's first images is NaN.
     """
     for step in range(place.start_step, place.steps):
         tasks = config.tasks if config.tasks_per_step == "all" else (step_task(config, step),)
@@ -81,7 +92,8 @@ def toy_batches(
                 pairs = [sample(task, first + k) for k in range(size)]
                 corrupted, clean = zip(*pairs, strict=True)
                 batch[task] = (torch.stack(corrupted), torch.stack(clean))
-            if step in poisoned_steps and place.rank == place.world_size - 1:
+            is_last = place.rank == place.world_size - 1
+            if step in poisoned_steps and is_last and micro == 0:
                 clean = batch[tasks[-1]][1].float() / 255
                 clean[0, 0, 0, 0] = torch.nan
                 batch[tasks[-1]] = (batch[tasks[-1]][0], clean)
@@ -120,14 +132,15 @@ def toy_fit(
     *,
     config: PretrainConfig | None = None,
     normalises: bool = False,
+    is_ipt: bool = False,
     poisoned_steps: tuple[int, ...] = (),
     **values: object,
-) -> tuple[ToyIPT, Trained]:
+) -> tuple[ToyIPT | IPT, Trained]:
     """Train a toy model; `values` go to the runtime. Returns the model as it was left."""
     chosen = config or toy_config()
-    model = toy_model(normalises=normalises)
+    model = tiny_ipt(precision=chosen.precision) if is_ipt else toy_model(normalises=normalises)
     trained = fit(
-        RestorationObjective(model),
+        RestorationObjective(model, contrastive=chosen.contrastive),
         config=chosen,
         runtime=toy_runtime(**values),
         folder=folder,

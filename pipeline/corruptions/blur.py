@@ -48,11 +48,17 @@ def motion_kernel(length: float, angle: float) -> NDArray[np.int32]:
     sides, from_middle = _grid(radius)
     turn = math.radians(angle)
     right, down = sides * math.cos(turn), sides * math.sin(turn)
-    along, distance = abs(right - down[:, None]), abs(down + right[:, None])
+    distance = right[:, None] + down
+    np.abs(distance, distance)
+    # Farther than 1 from the line, a weight is 0 wherever the segment ends.
     # 1e-9: at multiples of 90° a pixel at the segment's end lies at it.
-    is_at_end = from_middle >= half - 1e-9
-    np.hypot(distance, half - along, out=distance, where=is_at_end)
-    return _normalised(np.maximum(1 - distance, 0))
+    is_at_end = (from_middle >= half - 1e-9) & (distance < 1)
+    along = right - down[:, None]
+    np.abs(along, along)
+    np.subtract(half, along, along)
+    np.hypot(distance, along, out=distance, where=is_at_end)
+    np.subtract(1, distance, distance)
+    return _normalised(np.maximum(distance, 0, out=distance))
 
 
 def blur_both_ways(
@@ -153,14 +159,16 @@ def _band(weights: NDArray[np.int32]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=64)
-def _grid(radius: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _grid(radius: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """-radius to radius, and the distances of such a square's pixels from its middle."""
-    sides = np.arange(-radius, radius + 1)
+    sides = np.arange(-radius, radius + 1.0)
     return sides, np.hypot(sides, sides[:, None])
 
 
 def _normalised(weights: NDArray[np.float64]) -> NDArray[np.int32]:
     """The weights as whole numbers of sum UNIT."""
-    kernel = np.rint(weights / weights.sum() * UNIT)
-    kernel.reshape(-1)[kernel.size // 2] += UNIT - kernel.sum()
-    return kernel.astype(np.int32)
+    kernel = weights / np.add.reduce(weights, axis=None)
+    kernel *= UNIT
+    whole = np.rint(kernel, kernel).astype(np.int32)
+    whole.reshape(-1)[whole.size // 2] += UNIT - int(np.add.reduce(kernel, axis=None))
+    return whole

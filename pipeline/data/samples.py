@@ -48,6 +48,14 @@ class Samples(Dataset[Tensor]):
             for name, visit in self.visits(step).items()
         }
 
+    def keys(self, number: int) -> list[str]:
+        """The samples of micro-batch `number`, as task:key."""
+        return [
+            f"{name}:{key}"
+            for name, ids in self.ids(number).items()
+            for key in self.streams[name].reader.keys(ids.shards, ids.places)
+        ]
+
     def lanes(self) -> range:
         """The lanes that this process reads; those at its ends perhaps with its neighbours."""
         each = self.division.share // self.drawn.config.lanes

@@ -91,9 +91,16 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {name: each.detach().cpu().contiguous() for name, each in self.state_dict().items()}
         write_atomically(save_directory / WEIGHTS, save(state, metadata={"format": "pt"}))
+        write_atomically(save_directory / CONFIG, self.config_text())
+
+    def config_text(self) -> str:
+        """The config.json of the folder. Keys are not sorted: the order of tasks is the model's."""
         record = {"architecture": type(self).__name__, **asdict(self.config)}
-        # Keys are not sorted: the order of the tasks is part of the model.
-        write_atomically(save_directory / CONFIG, json.dumps(record, indent=1) + "\n")
+        return json.dumps(record, indent=1) + "\n"
+
+    def compile_parts(self) -> None:
+        """Let torch.compile make faster what is worth it; names and weights stay as they are."""
+        self.compile(dynamic=False)
 
     def generate_model_card(
         self,
@@ -223,7 +230,17 @@ def check_model_folder(folder: Path) -> str:
             raise ModelFileError(
                 f"{folder}: has no {name}; a model folder holds {CONFIG}, {WEIGHTS}; {IMPORT}"
             )
-    path = folder / CONFIG
+    return _known_architecture(folder / CONFIG)
+
+
+def model_of_config(path: Path) -> HubModel:
+    """A model with the config of a config.json and no weights yet, or ModelFileError."""
+    kinds = {each.__name__: each for each in HubModel.__subclasses__()}
+    model = kinds[_known_architecture(path)]
+    return model(_read_config(path, model))
+
+
+def _known_architecture(path: Path) -> str:
     architecture = _read_record(path).get("architecture")
     known = [each.__name__ for each in HubModel.__subclasses__()]
     if architecture not in known:

@@ -25,6 +25,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from pipeline.config import Runtime, TrainingConfig
+from pipeline.training.launcher_flags import check_launcher_flags
 from pipeline.training.objectives import Objective
 from pipeline.training.placement import (
     EngineName,
@@ -57,8 +58,11 @@ def started(
             "torchrun or accelerate launch, or unset WORLD_SIZE"
         )
     place = share_out(config, runtime, rank=rank, world_size=world_size)
+    check_launcher_flags(config, runtime, place, os.environ)
     torch.set_num_threads(runtime.threads_per_process)  # the bits of a sum depend on it
     _reset_accelerate()
+    if config.deterministic:
+        _be_deterministic()
     try:
         accelerator = _accelerator(name, config, runtime, place, log_folder)
         atexit.register(_leave_process_group)
@@ -72,6 +76,16 @@ def started(
         yield accelerator, name, place
     finally:
         _reset_accelerate()
+
+
+def _be_deterministic() -> None:
+    """From here on, in this process, only kernels that give the same bits every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # Its backward pass sums in any order, and would be refused; attention in float32 then takes
+    # the plain way.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def _reset_accelerate() -> None:
@@ -122,7 +136,8 @@ def _accelerator(
         # Both given here, or the launcher's environment would decide.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=place.accumulation),
         dynamo_plugin=TorchDynamoPlugin(backend="no"),
-        kwargs_handlers=[group, ddp] if place.world_size > 1 or plugin else [],
+        # A launcher of a single process also makes accelerate wrap the model.
+        kwargs_handlers=[group, ddp] if place.world_size > 1 or plugin else [ddp],
         log_with=list(runtime.trackers) or None,
         project_dir=log_folder,
     )
@@ -164,7 +179,12 @@ def build_engine(
         if id(parameter) not in known:
             raise ValueError(f"parameter {parameter_name} is in no group of the optimizer")
     kind = TorchEngine if name == "ddp" else DeepSpeedEngine
-    return kind(accelerator, objective, groups=groups, config=config, place=place)
+    engine = kind(accelerator, objective, groups=groups, config=config, place=place)
+    if torch.distributed.is_initialized():
+        # DeepSpeed makes groups without the timeout that it was given.
+        for group in torch.distributed.distributed_c10d._world.pg_map:
+            torch.distributed.distributed_c10d._set_pg_timeout(TIMEOUT, group)
+    return engine
 
 
 class DeepSpeedEngine(TorchEngine):
@@ -204,10 +224,13 @@ class DeepSpeedEngine(TorchEngine):
 
     def _step(self, *, loss_is_finite: bool) -> tuple[float, bool]:
         if self.stage == 0:
-            norm = self._gradient_norm().item()
-            self.adam.skips_step = not (loss_is_finite and math.isfinite(norm))
-            self.wrapped.step()  # clips, too
-            return norm, self.adam.skips_step
+            norm = self._gradient_norm()
+            length = norm.item()
+            self.adam.skips_step = not (loss_is_finite and math.isfinite(length))
+            if self.config.clip == "tensor":  # the whole is clipped by DeepSpeed
+                self._clip(norm)
+            self.wrapped.step()
+            return length, self.adam.skips_step
         self.adam.skips_step = not loss_is_finite
         self.wrapped.step()
         # DeepSpeed finds a non-finite norm itself, before it calls our Adam.
@@ -232,13 +255,37 @@ class DeepSpeedEngine(TorchEngine):
             super().set_moment(parameter, name, value)
         elif self.stage == 3:
             # DeepSpeed's setter of the whole fails where a weight doesn't divide over the ranks.
-            part: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-            padded = value.new_zeros(part * self.place.world_size)
-            padded[: value.numel()] = value.flatten()
-            own = padded[part * self.place.rank : part * (self.place.rank + 1)]
+            own = self._own_part(parameter, value)
             self.parted.safe_set_local_optimizer_state(parameter, own, name)
         else:
             self.parted.safe_set_full_optimizer_state(parameter, value, name)
+
+    def _own_part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """Of a whole tensor, what this rank holds under stage 3; the last part ends in zeros."""
+        part = self._held(parameter).numel()
+        padded = value.new_zeros(part * self.place.world_size)
+        padded[: value.numel()] = value.flatten()
+        return padded[part * self.place.rank : part * (self.place.rank + 1)]
+
+    def _held(self, parameter: nn.Parameter) -> Tensor:
+        if self.stage != 3:
+            return super()._held(parameter)
+        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        return part
+
+    def averaged_weight(self, parameter: nn.Parameter) -> Tensor:
+        part = super().averaged_weight(parameter)
+        if self.stage != 3:
+            return part
+        whole = part.new_empty(part.numel() * self.place.world_size)
+        torch.distributed.all_gather_into_tensor(whole, part)
+        shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
+        return whole[: shape.numel()].view(shape)
+
+    def set_averaged_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self.stage == 3:
+            value = self._own_part(parameter, value.to(self.device))
+        super().set_averaged_weight(parameter, value)
 
     def close(self) -> None:
         self.wrapped.destroy()

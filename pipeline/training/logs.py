@@ -4,7 +4,7 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.artifacts import write_atomically
+from pipeline.training.checkpoint import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +27,21 @@ class Interval:
     def __init__(self) -> None:
         self.tasks: set[str] = set()
         self.waited = 0.0  # seconds, for data
+        self.paused = 0.0  # seconds, to copy a checkpoint
         self._samples = 0
+        self._steps = 0
+        self._flops: float | None = 0.0  # None where a task's are unknown
         self._norms: list[float] = []
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._began = time.monotonic()
 
-    def add(self, counts: Mapping[str, int], *, samples: int) -> None:
-        """Count a step that trained on these tasks, skipped or not."""
+    def add(self, counts: Mapping[str, int], *, samples: int, flops: float | None) -> None:
+        """Count a step that trained on these tasks, skipped or not: the samples of all processes,
+        the model FLOPs of this one."""
         self.tasks |= counts.keys()
         self._samples += samples
+        self._steps += 1
+        self._flops = None if flops is None or self._flops is None else self._flops + flops
 
     def add_losses(self, parts: Mapping[str, Tensor], *, gradient_norm: float) -> None:
         """Add what a step that was not skipped measured."""
@@ -43,16 +50,24 @@ class Interval:
             before, count = self._sums.get(name, (torch.zeros_like(value), 0))
             self._sums[name] = (before + value, count + 1)
 
-    def row(self) -> Row:
-        """Means, each over the steps that had the value; the loss is None if all were skipped."""
+    def row(self, *, peak_flops: float | None) -> Row:
+        """Means, each over the steps that had the value; the loss is None if all were skipped.
+
+        `peak_flops` is what a device can do in a second, where that is known.
+        """
         seconds = max(time.monotonic() - self._began, 1e-9)
         means = {name: total.item() / count for name, (total, count) in self._sums.items()}
+        flops = None if self._flops is None else self._flops / seconds
         return {
             "loss": None,
             **means,
             "gradient_norm": sum(self._norms) / len(self._norms) if self._norms else None,
             "samples_per_second": self._samples / seconds,
+            "step_seconds": seconds / max(1, self._steps),
             "data_wait": self.waited / seconds,  # a fraction of the time
+            "checkpoint_pause": self.paused,  # seconds
+            "model_tflops": None if flops is None else flops / 1e12,  # in a second, by a device
+            "mfu": flops / peak_flops if flops is not None and peak_flops else None,
         }
 
 
@@ -67,16 +82,24 @@ class TrainingLog:
             "tensorboard", init_kwargs={"tensorboard": {"purge_step": resumed_step + 1}}
         )
 
-    def write(self, row: Row, *, tasks: frozenset[str], total_steps: int) -> None:
+    def write(
+        self, row: Row, state: TrainState, *, tasks: Collection[str], total_steps: int
+    ) -> None:
+        row = row | {
+            "step": state.step,
+            "samples": state.samples,
+            "seconds": round(state.seconds, 3),
+            "seconds_left": (total_steps - state.step) * (row["step_seconds"] or 0.0),
+            "skipped": state.skipped,
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
         logger.info("%s", plain_line(row, tasks=tasks, total_steps=total_steps))
-        step = row["step"]
         values = {
             name: value for name, value in row.items() if name != "step" and value is not None
         }
         for tracker in self.accelerator.trackers:
-            tracker.log(values, step=step)
+            tracker.log(values, step=state.step)
 
     def write_images(self, images: Mapping[str, Tensor], step: int) -> None:
         """Show images by name, each (N, C, H, W) in [0, 1], clipped here."""
@@ -113,16 +136,37 @@ def _cut_metrics(path: Path, last_step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def plain_line(row: Row, *, tasks: frozenset[str], total_steps: int) -> str:
+def plain_line(row: Row, *, tasks: Collection[str], total_steps: int) -> str:
     """One interval for the log, always in this order."""
-    task = f"task {next(iter(tasks))}" if len(tasks) == 1 else f"{len(tasks)} tasks"
-    loss = "loss none" if row["loss"] is None else f"loss {row['loss']:.4g}"
-    skipped = f"  skipped {row['skipped']}" if row["skipped"] else ""
-    return (
-        f"step {row['step']}/{total_steps}  samples {compact(int(row['samples'] or 0))}  {task}  "
-        f"{loss}  lr {row['learning_rate']:.1e}  {row['samples_per_second']:.3g} samples/s  "
-        f"{row['memory_gib']:.1f} GiB{skipped}"
-    )
+    number = {name: float(value) for name, value in row.items() if value is not None}
+    words = [
+        f"step {row['step']}/{total_steps}",
+        f"samples {compact(int(number['samples']))}",
+        f"task {next(iter(tasks))}" if len(tasks) == 1 else f"{len(tasks)} tasks",
+        f"loss {number['loss']:.4g}" if "loss" in number else "loss none",
+        f"lr {number['learning_rate']:.1e}",
+        f"{number['samples_per_second']:.3g} samples/s",
+    ]
+    if "mfu" in number:
+        words.append(f"{number['mfu']:.0%} MFU")
+    words += [f"data wait {number['data_wait']:.0%}", f"{number['memory_gib']:.1f} GiB"]
+    if row["skipped"]:
+        words.append(f"skipped {row['skipped']}")
+    return "  ".join([*words, f"{time_text(number['seconds_left'])} left"])
+
+
+def time_text(seconds: float) -> str:
+    """A time as people say it: 45 s, 12 min, 8 h 05 min, 3 d 04 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02d} h"
 
 
 def compact(count: int) -> str:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,14 +14,25 @@ from torch import Tensor, nn
 from pipeline.config import Runtime, TrainingConfig
 from pipeline.graph import Progress, StageError, StoppedWithCheckpoint, report_nothing
 from pipeline.training.batch_statistics import BatchStatistics
-from pipeline.training.checkpoint import Checkpoint, CheckpointFolder, TrainState
+from pipeline.training.checkpoint import Checkpoint, TrainState
+from pipeline.training.checkpoint_folder import CheckpointFolder, checkpoint_bytes
 from pipeline.training.engine import build_engine, started
 from pipeline.training.logs import Interval, TrainingLog, peak_memory_gib
+from pipeline.training.model_facts import (
+    ModelFacts,
+    device_memory,
+    device_name,
+    peak_flops,
+    what_runs,
+)
+from pipeline.training.nonfinite import Keys, suspects
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.optimizer import learning_rate
-from pipeline.training.placement import Place
+from pipeline.training.placement import LaunchError, Place, out_of_memory
 from pipeline.training.preemption import StopRequest, stop_on_signals
+from pipeline.training.saving import CheckpointWriter
 from pipeline.training.torch_engine import StepOutcome, TorchEngine
+from pipeline.training.watchdog import Watchdog, watched
 
 logger = logging.getLogger(__name__)
 
@@ -46,28 +58,40 @@ def fit(
     fingerprint: str,
     batches: Callable[[Place, torch.device], Iterable[Batch]],
     groups: Mapping[str, Sequence[nn.Parameter]],
+    facts: ModelFacts | None = None,
+    keys: Keys | None = None,
     images: Pictures | None = None,
     progress: Progress = report_nothing,
 ) -> Trained:
     """Train `objective.model` up to `config.samples`, going on from the checkpoints in `folder`.
 
-    `batches` gives a process its micro-batches from a step on, in order, on its device. `groups`
-    are the model's parameters by what uses them: "body" in every step, the others when their task
-    is in the batch. `images` shows what a model can do, as named (N, C, H, W) in [0, 1].
+    `batches` gives a process its micro-batches from a step on, in order, on its device; `keys`
+    names their samples. `groups` are the model's parameters by what uses them: "body" in every
+    step, the others when their task is in the batch. `images` shows what a model can do, as named
+    (N, C, H, W) in [0, 1].
 
     Raises StoppedWithCheckpoint where a signal asked for it; the same call goes on then.
     """
     checkpoints = CheckpointFolder(
-        folder / CHECKPOINTS, fingerprint=fingerprint, keep=runtime.keep_checkpoints
+        folder / CHECKPOINTS,
+        fingerprint=fingerprint,
+        keep=runtime.keep_checkpoints,
+        keep_every=runtime.keep_every_steps,
+        model_config=facts.config if facts else "",
     )
-    with (
-        stop_on_signals() as stop,
-        started(config, runtime, log_folder=str(folder / "logs")) as (accelerator, name, place),
-    ):
-        checkpoint = _find_checkpoint(checkpoints, place, accelerator.device)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        accelerator, name, place = stack.enter_context(
+            started(config, runtime, log_folder=str(folder / "logs"))
+        )
+        watchdog = stack.enter_context(watched(place.rank, runtime, folder / "logs"))
+        checkpoint = checkpoints.latest_of_all_ranks(place, accelerator.device)
         state = checkpoint.state if checkpoint else TrainState()
         if checkpoint is not None and state.step >= place.steps:
             return Trained(checkpoint=checkpoint, place=place)
+        if place.rank == 0:
+            size = checkpoint_bytes(objective.model, averages=config.ema_decay is not None)
+            checkpoints.check_space(size)
         if checkpoint is not None:
             logger.info("going on from %s", checkpoint.folder)
             checkpoint.load_weights(objective.model)
@@ -76,45 +100,34 @@ def fit(
         engine = build_engine(
             accelerator, name, objective, groups=groups, config=config, place=place
         )
+        stack.callback(engine.close)
         if checkpoint is not None:
             checkpoint.load_optimizer(engine)
         log = None
         if place.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             log = TrainingLog(folder, accelerator=accelerator, resumed_step=state.step)
-        try:
-            training = _Training(
-                engine=engine,
-                config=config,
-                runtime=runtime,
-                checkpoints=checkpoints,
-                state=state,
-                log=log,
-                images=images,
-                progress=progress,
-            )
-            training.run(batches(place, accelerator.device), stop)
-        finally:
-            if log is not None:
-                log.close()
-            engine.close()
+            stack.callback(log.close)
+        writer = CheckpointWriter(checkpoints.write)
+        stack.callback(writer.close)
+        if place.rank == 0:
+            logger.info("%s", what_runs(name, place, accelerator.device, config.precision))
+        training = _Training(
+            engine=engine,
+            config=config,
+            runtime=runtime,
+            checkpoints=checkpoints,
+            writer=writer,
+            watchdog=watchdog,
+            state=state,
+            log=log,
+            facts=facts or ModelFacts(),
+            keys=keys,
+            images=images,
+            progress=progress,
+        )
+        training.run(batches(place, accelerator.device), stop)
         return Trained(checkpoint=checkpoints.at(place.steps), place=place)
-
-
-def _find_checkpoint(
-    checkpoints: CheckpointFolder, place: Place, device: torch.device
-) -> Checkpoint | None:
-    """The latest checkpoint, chosen by rank 0 for all."""
-    latest = None
-    if place.rank == 0:
-        checkpoints.clean()
-        latest = checkpoints.latest()
-    if place.world_size == 1:
-        return latest
-    chosen = torch.tensor(latest.state.step if latest else -1, device=device)
-    torch.distributed.broadcast(chosen, src=0)
-    step = int(chosen.item())
-    return checkpoints.at(step) if step >= 0 else None
 
 
 @dataclass(kw_only=True)
@@ -125,8 +138,12 @@ class _Training:
     config: TrainingConfig
     runtime: Runtime
     checkpoints: CheckpointFolder
+    writer: CheckpointWriter
+    watchdog: Watchdog
     state: TrainState
     log: TrainingLog | None  # of rank 0
+    facts: ModelFacts
+    keys: Keys | None
     images: Pictures | None
     progress: Progress
     interval: Interval = field(default_factory=Interval)
@@ -137,6 +154,7 @@ class _Training:
         self.model = self.engine.objective.model
         self.statistics = BatchStatistics(self.model)
         self.began = time.monotonic() - self.state.seconds  # as if it had never stopped
+        self.peak_flops = peak_flops(device_name(self.engine.device), self.config.precision)
 
     def run(self, micro_batches: Iterable[Batch], stop: StopRequest) -> None:
         stream = iter(micro_batches)
@@ -153,8 +171,11 @@ class _Training:
                 self._show_images()
             if state.step % runtime.checkpoint_every_steps == 0 or ends:
                 self._save()
+            self.writer.check()
+            self.watchdog.stepped()
+        self.writer.finish()
         if self.place.world_size > 1:
-            # Rank 0 may still be writing, and a launcher that sees one rank end kills the others.
+            # Rank 0 may have been writing, and a launcher that sees one rank end kills the others.
             torch.distributed.barrier()
         if stopping or stop:
             raise StoppedWithCheckpoint(
@@ -167,20 +188,37 @@ class _Training:
         accumulation = self.place.accumulation
         counts: Counter[str] = Counter()
         means: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
         self.statistics.remember()
         for number in range(accumulation):
             batch = self._next(stream)
             counts.update({task: len(corrupted) for task, (corrupted, _) in batch.items()})
-            parts = self.engine.accumulate(batch, is_last=number == accumulation - 1)
+            parts = self._accumulate(batch, is_last=number == accumulation - 1)
+            losses.append(parts["loss"])
             for name, value in parts.items():
                 means[name] = means.get(name, 0) + value / accumulation
         outcome = self.engine.update(
             means, active=frozenset({BODY, *counts}), rate=rate, stop=bool(stop)
         )
         self._count(counts, outcome)
+        if outcome.was_skipped:
+            self._skipped(counts, losses)
         if self.log is not None:
             self.progress(self.state.step, self.place.steps, self.note)
         return outcome
+
+    def _accumulate(self, batch: Batch, *, is_last: bool) -> dict[str, Tensor]:
+        try:
+            return self.engine.accumulate(batch, is_last=is_last)
+        except torch.OutOfMemoryError as error:
+            raise LaunchError(
+                out_of_memory(
+                    self.config,
+                    self.place,
+                    bytes_here=device_memory(self.engine.device),
+                    bytes_each=self.facts.bytes_per_sample(batch, at_once=len(batch)),
+                )
+            ) from error
 
     def _next(self, stream: Iterator[Batch]) -> Batch:
         asked = time.monotonic()
@@ -199,12 +237,16 @@ class _Training:
         state.samples += self.config.batch
         for task, count in counts.items():
             state.samples_by_task[task] = state.samples_by_task.get(task, 0) + count * world_size
-        self.interval.add(counts, samples=self.config.batch)
+        flops = self.facts.training_flops(counts)
+        self.interval.add(counts, samples=self.config.batch, flops=flops)
         if not outcome.was_skipped:
             self.statistics.average_over_ranks(world_size)
             self.interval.add_losses(outcome.parts, gradient_norm=outcome.gradient_norm)
             state.skipped_in_a_row = 0
-            return
+
+    def _skipped(self, counts: Mapping[str, int], losses: Sequence[Tensor]) -> None:
+        """Nothing has moved, on any rank; after too many such steps, stop."""
+        state = self.state
         self.statistics.restore()
         state.skipped += 1
         state.skipped_in_a_row += 1
@@ -212,28 +254,22 @@ class _Training:
         if self.log is not None:
             logger.warning("%s: skipped, its loss or gradient is not finite", where)
         if state.skipped_in_a_row >= self.config.max_skipped_in_a_row:
+            of = suspects(losses, self.keys, step=state.step - 1, place=self.place)
             raise StageError(
                 f"{where}: the loss or the gradient was not finite for {state.skipped_in_a_row} "
-                "steps in a row; the weights are those before them. Lower learning_rate, set "
+                f"steps in a row; the weights are those before them. {of}Lower learning_rate, set "
                 "clip_norm, or look at the data of this task"
             )
 
     def _log(self, rate: float) -> None:
         state = self.state
-        row = self.interval.row()
+        row = self.interval.row(peak_flops=self.peak_flops)
         if row["loss"] is not None:
             state.loss = row["loss"]
             self.note = f"loss {state.loss:.4g}"
         if self.log is not None:
-            row |= {
-                "step": state.step,
-                "samples": state.samples,
-                "seconds": round(state.seconds, 3),
-                "learning_rate": rate,
-                "memory_gib": peak_memory_gib(self.engine.device),
-                "skipped": state.skipped,
-            }
-            self.log.write(row, tasks=frozenset(self.interval.tasks), total_steps=self.place.steps)
+            row |= {"learning_rate": rate, "memory_gib": peak_memory_gib(self.engine.device)}
+            self.log.write(row, state, tasks=self.interval.tasks, total_steps=self.place.steps)
         self.interval = Interval()
 
     def _show_images(self) -> None:
@@ -250,7 +286,11 @@ class _Training:
             self.log.write_images(shown, self.state.step)
 
     def _save(self) -> None:
+        """Copy a checkpoint, which is written while the training goes on."""
         began = time.monotonic()
-        path = self.checkpoints.save(self.engine, self.state)
-        if self.log is not None:
-            logger.info("saved %s in %.2f s", path.name, time.monotonic() - began)
+        self.writer.finish()
+        snapshot = self.checkpoints.take(self.engine, self.state)
+        paused = time.monotonic() - began
+        self.interval.paused += paused
+        if snapshot is not None:
+            self.writer.start(snapshot, paused=paused)

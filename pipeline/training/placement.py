@@ -82,6 +82,11 @@ def check_engine(engine: EngineName, config: TrainingConfig) -> None:
             "that a step does not use its last gradient once more; use stage 0 to 2, or "
             "tasks_per_step: all"
         )
+    if engine in ("zero1", "zero2", "zero3") and config.clip == "tensor":
+        raise LaunchError(
+            f"clip: tensor does not work with ZeRO stage {engine[-1]}, where each process holds "
+            "parts of many gradients; use engine ddp or zero0, or clip: global"
+        )
 
 
 def leaves_heads_idle(config: TrainingConfig) -> bool:
@@ -149,6 +154,26 @@ def samples_together(config: TrainingConfig) -> tuple[int, str]:
     return 1, "a sample"
 
 
+def out_of_memory(
+    config: TrainingConfig, place: Place, *, bytes_here: int | None, bytes_each: float | None
+) -> str:
+    """What to say when a micro-batch is too large for a device of `bytes_here`, where a sample
+    takes `bytes_each`; either may be unknown."""
+    share, together = place.micro_batch * place.accumulation, samples_together(config)[0]
+    most = place.micro_batch / 2
+    if bytes_here and bytes_each:
+        # 0.8: the estimate is of the forward pass alone, and the allocator needs room.
+        most = min(place.micro_batch - 1, 0.8 * bytes_here / bytes_each)
+    sizes = [each for each in range(together, int(most) + 1, together) if share % each == 0]
+    memory = f" in {bytes_here / 2**30:.1f} GiB" if bytes_here else ""
+    remedy = (
+        f"runtime.micro_batch: {sizes[-1]} should; or set runtime.activation_checkpointing: true"
+        if sizes
+        else "set runtime.activation_checkpointing: true, or train a smaller model"
+    )
+    return f"a micro-batch of {place.micro_batch} samples does not fit{memory}; {remedy}"
+
+
 def deepspeed_config(
     engine: EngineName, config: TrainingConfig, place: Place, *, on_gpu: bool
 ) -> dict[str, object]:
@@ -173,12 +198,13 @@ def deepspeed_config(
             "stage3_param_persistence_threshold": 100_000,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
+    clips_whole = config.clip_norm if config.clip == "global" else None
     return {
         "train_batch_size": config.batch,
         "train_micro_batch_size_per_gpu": place.micro_batch,
         "gradient_accumulation_steps": place.accumulation,
         # 0 is off; left out, accelerate and DeepSpeed would clip at 1.0.
-        "gradient_clipping": config.clip_norm or 0.0,
+        "gradient_clipping": clips_whole or 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
     }

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.config import TrainingConfig
+from pipeline.training.averaging import WeightAverage
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.optimizer import GroupedAdam
 from pipeline.training.placement import Place
@@ -47,6 +48,10 @@ class TorchEngine:
         self.place = place
         self.objective = objective
         self.wrapped: Any = self._wrap(accelerator)
+        self.average: WeightAverage | None = None
+        if config.ema_decay is not None:
+            held = {each: self._held(each) for group in groups.values() for each in group}
+            self.average = WeightAverage(held, decay=config.ema_decay)
 
     def _wrap(self, accelerator: Accelerator) -> nn.Module:
         with warnings.catch_warnings():
@@ -91,6 +96,8 @@ class TorchEngine:
         self.adam.set_learning_rate(rate)
         loss, stopping = averaged[[list(parts).index("loss"), -1]].tolist()
         norm, was_skipped = self._step(loss_is_finite=math.isfinite(loss))
+        if self.average is not None and not was_skipped:
+            self.average.update()
         return StepOutcome(
             parts=dict(zip(parts, averaged, strict=False)),
             gradient_norm=norm,
@@ -103,11 +110,22 @@ class TorchEngine:
         norm = self._gradient_norm()
         value = norm.item()
         self.adam.skips_step = not loss_is_finite or not math.isfinite(value)
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self._active_parameters(), self.config.clip_norm, norm)
+        self._clip(norm)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return value, self.adam.skips_step
+
+    def _clip(self, norm: Tensor) -> None:
+        """Make gradients shorter; `norm` is that of all of them together."""
+        most = self.config.clip_norm
+        if most is None:
+            return
+        parameters = self._active_parameters()
+        if self.config.clip == "global":
+            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+            return
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, most)
 
     def _active_parameters(self) -> list[nn.Parameter]:
         active = [group for name, group in self.groups.items() if name in self.adam.active]
@@ -130,6 +148,19 @@ class TorchEngine:
     def weight(self, parameter: nn.Parameter) -> Tensor:
         """The float32 weight, whole; under ZeRO every rank must ask, in the same order."""
         return parameter.detach()
+
+    def _held(self, parameter: nn.Parameter) -> Tensor:
+        """What this process holds of a weight; it stays the same tensor."""
+        return parameter
+
+    def averaged_weight(self, parameter: nn.Parameter) -> Tensor:
+        """As `weight`, of the exponential average."""
+        assert self.average is not None
+        return self.average.values[parameter]
+
+    def set_averaged_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        assert self.average is not None
+        self.average.values[parameter].copy_(value)
 
     def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
         moment: Tensor = self.adam.state[parameter][name]
