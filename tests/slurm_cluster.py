@@ -6,6 +6,7 @@ live below the login node's PID namespace: killing its first process ends everyt
 started here, and the kernel takes interfaces and mounts away with it.
 """
 
+import ctypes
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ TOOLS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OWN_NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 SUBNET = "10.87.3"
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LONGEST = 60  # characters of a folder that still fit into the address of a unix socket
 
 SLURM_CONF = """\
@@ -123,6 +125,11 @@ def why_impossible() -> str | None:
     return f"no namespaces with a bridge: {tried.stderr.strip()}" if tried.returncode else None
 
 
+def end_with_parent() -> None:
+    """However the tests end, the cluster ends with them."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def child_of(process: int, *, timeout: float = 10) -> int:
     """The process id of the first child of a process, once it has one."""
     until = time.monotonic() + timeout
@@ -161,7 +168,8 @@ class SlurmCluster:
     def __enter__(self) -> "SlurmCluster":
         self._write_files()
         command = ["unshare", "--fork", "--kill-child", *OWN_NAMESPACES]
-        self._login = self._spawn([*command, "bash", f"{self.folder}/login-node.sh"], "login")
+        script = f"{self.folder}/login-node.sh"
+        self._login = self._spawn([*command, "bash", script], "login", before=end_with_parent)
         try:
             self._head = child_of(self._login.pid)
             for tool in TOOLS:
@@ -209,7 +217,9 @@ class SlurmCluster:
         for name, text in files.items():
             (self.folder / name).write_text(text.format(**values))
 
-    def _spawn(self, command: list[str], log: str) -> "subprocess.Popen[bytes]":
+    def _spawn(
+        self, command: list[str], log: str, *, before: Callable[[], None] | None = None
+    ) -> "subprocess.Popen[bytes]":
         with (self.folder / "log" / f"{log}.txt").open("ab") as output:
             return subprocess.Popen(
                 command,
@@ -219,6 +229,7 @@ class SlurmCluster:
                 cwd="/",
                 env={"PATH": SYSTEM, "HOME": "/root", "LANG": "C.UTF-8"},
                 start_new_session=True,
+                preexec_fn=before,
             )
 
     def _enter(self, *namespaces: str) -> list[str]:
@@ -275,7 +286,8 @@ class SlurmCluster:
         def is_settled() -> bool:
             nonlocal good_since
             state = self.node_states().get(node, "")
-            if state.startswith("down"):
+            # Drained: what ran there when it was cut off took longer to end than SLURM waits.
+            if state.startswith(("down", "drain")):
                 self.sh("scontrol", "update", f"nodename={node}", "state=resume", check=False)
             if state not in ("idle", "mixed", "allocated"):
                 good_since = time.monotonic()

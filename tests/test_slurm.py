@@ -2,13 +2,16 @@
 
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from demo_run import STAGES, TINY
-from slurm_cluster import SlurmCluster
+from slurm_cluster import SlurmCluster, wait_until
 from slurm_run import SlurmRun, equal_weights, run_without_slurm, short_config
 
 pytestmark = pytest.mark.slurm
@@ -130,6 +133,29 @@ def test_a_cluster_leaves_no_process_and_no_mount_behind(slurm):
 
     assert not [line for line in command_lines() if str(folder) in line]
     assert str(folder) not in Path("/proc/mounts").read_text()
+    shutil.rmtree(folder)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from slurm_cluster import SlurmCluster, wait_until
+with SlurmCluster(Path(sys.argv[1]), nodes=1):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_cluster_ends_with_tests_that_are_killed(slurm):
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    command = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent)]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (folder / "log" / "slurmctld.log").exists()
+    left = lambda: [line for line in command_lines() if str(folder) in line]  # noqa: E731
+    wait_until(lambda: not left(), 20, lambda: str(left()))
     shutil.rmtree(folder)
 
 
