@@ -74,7 +74,22 @@ def _add_run_commands(commands: Commands) -> None:
         "--force", action="store_true", help="make them again, setting the old ones aside"
     )
     add_part_arguments(run)
-    add("status", _status, "Show how far each stage is, who runs it and where its log is.")
+    submit = add("submit", _submit, "Hand every stage that is not done to SLURM, as jobs in order.")
+    submit.add_argument(
+        "--cluster",
+        required=True,
+        metavar="YAML",
+        help="what jobs ask for, as configs/slurm/*.yaml",
+    )
+    submit.add_argument(
+        "--dry-run", action="store_true", help="print the batch scripts and submit nothing"
+    )
+    add("cancel", _cancel, "Cancel the jobs of this run, and no others.")
+    add(
+        "status",
+        _status,
+        "Show how far each stage is, which job has it, why it waits and where its log is.",
+    )
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
 
 
@@ -181,9 +196,26 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    from launch.inspect_run import status
+    from launch.status import status
 
     return status(resolve_config_path(parsed.config), tuple(parsed.overrides))
+
+
+def _submit(parsed: argparse.Namespace) -> int:
+    from launch.submit import submit
+
+    return submit(
+        resolve_config_path(parsed.config),
+        tuple(parsed.overrides),
+        resolve_config_path(parsed.cluster),
+        dry_run=parsed.dry_run,
+    )
+
+
+def _cancel(parsed: argparse.Namespace) -> int:
+    from launch.submit import cancel
+
+    return cancel(resolve_config_path(parsed.config), tuple(parsed.overrides))
 
 
 def _verify(parsed: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from launch.begun import refuse_in_requeue
 from launch.stage import make_room, run_command, run_stage, set_threads
 from launch.terminal import STOPPED, USAGE, progress_line
-from pipeline.artifacts import Artifact, writing
+from pipeline.artifacts import Artifact
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import (
@@ -26,6 +26,7 @@ from pipeline.graph import (
     StoppedWithCheckpoint,
     resolve_stage,
 )
+from pipeline.locks import writing
 from pipeline.training.placement import LaunchError, check_engine, share_out
 from stages.recipe import folders_read
 
@@ -63,7 +64,7 @@ def run_graph(
     chosen = wanted & graph.downstream(start) if start else wanted
     if not chosen:
         raise ConfigError(f"--from {start}: nothing of it is left by --until, --before or --parts")
-    _check_folders(graph, config, run_folder)
+    check_folders(graph, config, run_folder)
     known: dict[str, Resolved] = {}
     artifacts: dict[str, Artifact] = {}
     for stage in graph.stages:
@@ -125,7 +126,7 @@ def check_launch(config: RunConfig) -> None:
             raise ConfigError(f"{name}: {error}") from None
 
 
-def _check_folders(graph: Graph, config: RunConfig, run_folder: Path) -> None:
+def check_folders(graph: Graph, config: RunConfig, run_folder: Path) -> None:
     """Refuse folders that aren't there, unless what reads them is done."""
     resolved = graph.resolve(run_folder)
     for key, stage_name, folder in folders_read(config):
