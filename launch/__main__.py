@@ -211,7 +211,7 @@ def _import_weights(parsed: argparse.Namespace) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from launch.inspect_run import print_outcome
+    from launch.inspect_run import print_faults, print_outcome
     from launch.local import run_graph
     from launch.stage import checked_part, config_arguments
     from pipeline.config_file import load_config
@@ -230,7 +230,7 @@ def _run(parsed: argparse.Namespace) -> int:
         part=checked_part(parsed.part, parsed.parts),
     )
     print_outcome(artifacts)
-    return 0
+    return print_faults(artifacts)
 
 
 if __name__ == "__main__":

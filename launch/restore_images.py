@@ -80,7 +80,7 @@ def restore_images(
 
 def _listed(images: Sequence[Path]) -> list[Path]:
     """The images themselves, and for a folder those directly inside, sorted."""
-    from pipeline.data.source import is_photograph_file
+    from pipeline.data.file_names import is_photograph_file
 
     listed: list[Path] = []
     for image in images:

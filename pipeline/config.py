@@ -182,6 +182,8 @@ class TestSetConfig(Section):
 
 class EvaluateConfig(Section):
     test_sets: dict[Name, TestSetConfig] = Field(default_factory=dict)
+    benchmarks: str | None = None  # a folder with Set5/, CBSD68/, ...: what is for a task is used
+    sigmas: tuple[Rate, ...] = (10, 70)  # that denoisers meet there beside their own
     tiling: Literal["overlap", "official"] = "overlap"
     self_ensemble: bool = False
     seed: int = 0  # of the noise and the rain

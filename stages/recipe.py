@@ -83,6 +83,9 @@ def folders_read(config: RunConfig) -> list[tuple[str, str, Path]]:
             if folder is not None:
                 place = Path(folder).expanduser()
                 folders.append((f"evaluate.test_sets.{name}.{key}", "evaluate", place))
+    if config.evaluate.benchmarks is not None:
+        root = Path(config.evaluate.benchmarks).expanduser()
+        folders.append(("evaluate.benchmarks", "evaluate", root))
     return folders
 
 

@@ -100,9 +100,9 @@ def _sections(
     }
     # Nobody knows what a folder of somebody's own holds.
     are_held_out = all(
-        test_set["source"] is not None
-        for name in scores
-        for test_set in job.inputs[name].manifest.config["test_sets"].values()
+        test_set["source"] is not None and manifest.config.get("benchmarks") is None
+        for manifest in (job.inputs[name].manifest for name in scores)
+        for test_set in manifest.config["test_sets"].values()
     )
     trainings = {title: _of_kind(job, kind) for kind, title in TRAININGS.items()}
     low, high, ticks = verdict.verdict_axis(rows)
