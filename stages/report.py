@@ -116,7 +116,7 @@ def _sections(
         "verdict": verdict.verdict_section(rows),
         "axis": [{"value": tick, "left": 100 * (tick - low) / (high - low)} for tick in ticks],
         "protocols": {TASKS[task].title: protocol for task, protocol in protocols.items()},
-        "published": published.published_section(rows, protocols),
+        "published": published.published_section(list(scores.values())),
         "pictures": comparisons.pictures_section(comparisons.comparisons(folders)),
         "trainings": [facts.curves_section(*each) for each in trainings.items() if each[1]],
         "samples": facts.samples_section(corrupt, job.runtime),
