@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run_commands(commands)
+    _add_evaluate(commands)
     _add_restore(commands)
     _add_import_weights(commands)
     return parser
@@ -75,6 +76,13 @@ def _add_run_commands(commands: Commands) -> None:
     add_part_arguments(run)
     add("status", _status, "Show how far each stage is, who runs it and where its log is.")
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
+
+
+def _add_evaluate(commands: Commands) -> None:
+    from launch.evaluate_arguments import add_evaluate_arguments
+
+    text = "Score any weights on every benchmark of a folder, with what they cost."
+    add_evaluate_arguments(_add(commands, "evaluate", _evaluate, text))
 
 
 def _add_restore(commands: Commands) -> None:
@@ -172,6 +180,13 @@ def _verify(parsed: argparse.Namespace) -> int:
     from launch.inspect_run import verify_run
 
     return verify_run(resolve_config_path(parsed.config), tuple(parsed.overrides))
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from launch.evaluate_arguments import evaluate
+
+    with terminated_as_interrupted():
+        return evaluate(parsed)
 
 
 def _restore(parsed: argparse.Namespace) -> int:

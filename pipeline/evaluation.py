@@ -45,13 +45,17 @@ class NamedSet:
 
 
 def benchmark_sets(
-    root: Path, task: Task, *, sigmas: Iterable[float], seed: int
+    root: Path, task: Task, *, sigmas: Iterable[float], seed: int, only: bool = False
 ) -> tuple[list[NamedSet], list[str], dict[str, str]]:
-    """The benchmarks of `root` for a task, those that it lacks, and why some can't be opened."""
+    """The benchmarks of `root` for a task, those that it lacks, and why some can't be opened.
+
+    Denoisers are measured at `sigmas` too, or `only` there.
+    """
+    sigmas = tuple(sigmas)
     found, missing = find_benchmarks(root, task)
     sets, failed = [], {}
     for each in found:
-        for measured in at_levels(task, sigmas):
+        for measured in at_levels(task, sigmas, only=only):
             name = each.benchmark.name + ("" if measured is task else _level(measured))
             try:
                 test_set = open_benchmark(each, measured, seed=seed)

@@ -35,11 +35,11 @@ class OurScore:
     self_ensemble: bool
     tiling: str | None
 
-    def psnr(self, table: PublishedTable) -> float | None:
+    def psnr_in(self, table: PublishedTable) -> float | None:
         """In dB on the channel of a table; None where it is infinite."""
         return self.mean[f"psnr_{_channel(table, self.mean)}"]
 
-    def ssim(self, table: PublishedTable) -> float | None:
+    def ssim_in(self, table: PublishedTable) -> float | None:
         return self.mean[f"ssim_{_channel(table, self.mean)}"]
 
     def why_not_in(self, table: PublishedTable) -> list[str]:
@@ -173,4 +173,4 @@ def _data(score: OurScore) -> dict[str, JSON]:
 
 
 def _in_table(score: OurScore, table: PublishedTable) -> dict[str, JSON]:
-    return {"psnr": score.psnr(table), "ssim": score.ssim(table)}
+    return {"psnr": score.psnr_in(table), "ssim": score.ssim_in(table)}

@@ -165,15 +165,16 @@ def published_name(task: Task) -> str:
     return task.name
 
 
-def at_levels(task: Task, sigmas: Iterable[float] = ()) -> tuple[Task, ...]:
+def at_levels(task: Task, sigmas: Iterable[float] = (), *, only: bool = False) -> tuple[Task, ...]:
     """The tasks that a model of `task` is measured at on benchmarks.
 
-    Its own; a denoiser's also at `sigmas`; what draws its level from a range at those of the
-    published tables.
+    Its own; a denoiser's also at `sigmas`, or `only` there; what draws its level from a range at
+    those of the published tables.
     """
     match task.corruption:
         case GaussianNoise(sigma_255=own):
-            levels = {*BLIND_LEVELS, *sigmas} if isinstance(own, tuple) else {own, *sigmas}
+            usual = BLIND_LEVELS if isinstance(own, tuple) else (own,)
+            levels = {*sigmas} if only else {*usual, *sigmas}
             specs: list[Corruption] = [
                 replace(task.corruption, sigma_255=level) for level in sorted(levels)
             ]

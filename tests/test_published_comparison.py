@@ -61,7 +61,7 @@ def test_super_resolution_stands_in_the_table_of_the_release_on_luma():
 
     (table,) = places(ours).values()
 
-    assert table.ours[0].psnr(table.table) == 38.0
+    assert table.ours[0].psnr_in(table.table) == 38.0
     ipt = [each.psnr for each in table.published if each.method == "IPT"]
     assert {38.37, 33.76, 38.33} <= set(ipt)
     assert table.notes == ("ours by the tiling overlap, IPT's: official",)
@@ -100,7 +100,7 @@ def test_denoising_stands_only_among_its_own_noise(clip, expected):
 def test_luma_and_rgb_of_one_output_stand_in_different_tables():
     tables = places(record(TASKS["denoise50"], "CBSD68", psnr=28.0))
 
-    values = {table.table.channel: table.ours[0].psnr(table.table) for table in tables.values()}
+    values = {table.table.channel: table.ours[0].psnr_in(table.table) for table in tables.values()}
 
     assert values == {"RGB": 28.0, "Y": 30.0}
 
@@ -108,7 +108,7 @@ def test_luma_and_rgb_of_one_output_stand_in_different_tables():
 def test_deraining_is_compared_on_the_luma_that_each_table_is_of():
     tables = places(record(TASKS["derain"], "Rain100L", psnr=35.0))
 
-    values = {table.table.luma: table.ours[0].psnr(table.table) for table in tables.values()}
+    values = {table.table.luma: table.ours[0].psnr_in(table.table) for table in tables.values()}
 
     assert values == {"as it is": 37.0, "rounded": pytest.approx(36.97)}
     (ipt,) = (table for table in tables.values() if table.table.luma == "as it is")

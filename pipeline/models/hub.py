@@ -240,6 +240,12 @@ def model_of_config(path: Path) -> HubModel:
     return model(_read_config(path, model))
 
 
+def read_model_config(folder: Path) -> IPTConfig | DnCNNConfig:
+    """What the model of a local folder is, without building it, or ModelFileError."""
+    kinds = {each.__name__: each for each in HubModel.__subclasses__()}
+    return _read_config(folder / CONFIG, kinds[check_model_folder(folder)])
+
+
 def _known_architecture(path: Path) -> str:
     architecture = _read_record(path).get("architecture")
     known = [each.__name__ for each in HubModel.__subclasses__()]

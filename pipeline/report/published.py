@@ -80,7 +80,7 @@ def _our_lines(compared: ComparedTable, *, with_ssim: bool) -> list[dict[str, An
         line = ours.setdefault(
             name, {"name": f"{name}, this run", "about": about, "cells": {}, "ours": True}
         )
-        psnr, ssim = score.psnr(compared.table), score.ssim(compared.table)
+        psnr, ssim = score.psnr_in(compared.table), score.ssim_in(compared.table)
         text = "∞" if psnr is None else f"{psnr:.2f}"
         cell = f"{text} / {ssim:.4f}" if with_ssim and ssim is not None else text
         line["cells"][(score.task, score.benchmark)] = cell
