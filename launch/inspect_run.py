@@ -96,7 +96,7 @@ def print_outcome(artifacts: dict[str, Artifact]) -> None:
                 rows.append(
                     [
                         row["task"],
-                        row["test_set"],
+                        row["test_set"] + (" INCOMPLETE" if row["incomplete"] else ""),
                         name,
                         *(_decibels(score[key]) for key in ("psnr_rgb", "psnr_y")),
                         *(f"{score[key]:.4f}" for key in ("ssim_rgb", "ssim_y")),
@@ -146,6 +146,8 @@ def _print_header(path: Path, config: RunConfig) -> None:
 def _print_pretraining(config: RunConfig) -> None:
     """How large the pretraining is, by arithmetic."""
     training = config.pretrain
+    if not training.tasks:
+        return
     model = IPTConfig(size=config.ipt, scales={name: TASKS[name].scale for name in training.tasks})
     forward = sum(model.flops(name).total for name in training.tasks) / len(training.tasks)
     print(

@@ -52,9 +52,10 @@ def build_graph(config: RunConfig) -> Graph:
             )
         )
 
-    of_tasks = {name: shards(name, config.pretrain) for name in config.pretrain.tasks}
-    pretrained = add(pretrain_stage(config.pretrain, config.ipt, seed=seed, shards=of_tasks))
     models = []
+    if config.pretrain.tasks:
+        of_tasks = {name: shards(name, config.pretrain) for name in config.pretrain.tasks}
+        pretrained = add(pretrain_stage(config.pretrain, config.ipt, seed=seed, shards=of_tasks))
     for name, finetune in config.finetune.items():
         of_task = shards(name, finetune)
         stage = finetune_stage(name, finetune, seed=seed, shards=of_task, pretrained=pretrained)
