@@ -72,6 +72,8 @@ def evaluate_weights(
         for each in there
     ]
     unmeasured = [each.name for each in tasks if each not in there]
+    if isinstance(config, IPTConfig) and task is None:  # tasks of somebody's own
+        unmeasured += [name for name in config.scales if name not in TASKS]
     is_incomplete = any(record["incomplete"] for record in records)
     evaluation: dict[str, JSON] = {
         "weights": str(weights),
