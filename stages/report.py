@@ -100,9 +100,9 @@ def _sections(
     }
     # Nobody knows what a folder of somebody's own holds.
     are_held_out = all(
-        test_set["source"] is not None
-        for name in scores
-        for test_set in job.inputs[name].manifest.config["test_sets"].values()
+        test_set["source"] is not None and manifest.config.get("benchmarks") is None
+        for manifest in (job.inputs[name].manifest for name in scores)
+        for test_set in manifest.config["test_sets"].values()
     )
     trainings = {title: _of_kind(job, kind) for kind, title in TRAININGS.items()}
     low, high, ticks = verdict.verdict_axis(rows)
@@ -116,7 +116,7 @@ def _sections(
         "verdict": verdict.verdict_section(rows),
         "axis": [{"value": tick, "left": 100 * (tick - low) / (high - low)} for tick in ticks],
         "protocols": {TASKS[task].title: protocol for task, protocol in protocols.items()},
-        "published": published.published_section(rows, protocols),
+        "published": published.published_section(list(scores.values())),
         "pictures": comparisons.pictures_section(comparisons.comparisons(folders)),
         "trainings": [facts.curves_section(*each) for each in trainings.items() if each[1]],
         "samples": facts.samples_section(corrupt, job.runtime),

@@ -141,6 +141,7 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
         record["test_sets"]["CBSD68"] = mine | {
             "images": mine["images"] * 68,
             "corrupted_is_given": is_given,
+            "noise": "of given files" if is_given else "clipped",
         }
         path.write_text(json.dumps(record))
 

@@ -3,31 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.artifacts import JSON
-from pipeline.published_results import (
-    PublishedResult,
-    PublishedTable,
-    benchmark_named,
-    differences,
-    published_tables,
-)
-from pipeline.report.verdict import MODELS, VERSIONS, Scores, VerdictRow
+from pipeline.published_comparison import ComparedTable, OurScore, compared_tables
+from pipeline.published_results import PublishedResult, PublishedTable
 from pipeline.tasks import TASKS
 
 
-def published_section(
-    rows: Sequence[VerdictRow], protocols: Mapping[str, Mapping[str, JSON]]
-) -> list[dict[str, Any]]:
-    """The published tables for the tasks of this run; ours stand in them where all is equal.
-
-    `protocols` is the protocol of the scores by task.
-    """
+def published_section(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The published tables for what the `scores.json` records were measured at; ours stand in them
+    where all is equal."""
     section = []
-    for table in published_tables():
-        results = [each for each in table.results if each.task in protocols]
-        if not results:
-            continue
+    for compared in compared_tables(records):
+        table, results = compared.table, compared.published
         tasks = list(dict.fromkeys(each.task for each in results))
+        titles = {each.task: each.title for each in (*compared.ours, *_apart(compared))}
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for each in results:
             line = lines.setdefault(
@@ -36,20 +24,30 @@ def published_section(
             )
             line["cells"][(each.task, each.benchmark)] = _published_cell(each)
         has_ssim = any(each.ssim is not None for each in results)
-        ours, reasons = _ours(
-            table, [row for row in rows if row.task in tasks], protocols, with_ssim=has_ssim
-        )
         section.append(
             {
                 "table": table,
-                "tasks": [TASKS[task].title for task in tasks],
+                "tasks": [titles[task] for task in tasks],
                 "columns": [(task, name) for task in tasks for name in table.benchmarks],
-                "lines": [*lines.values(), *ours],
+                "lines": [*lines.values(), *_our_lines(compared, with_ssim=has_ssim)],
                 "has_ssim": has_ssim,
-                "reasons": reasons,
+                "reasons": [
+                    f"{score.title} on {score.test_set}: {'; '.join(why)}"
+                    for score, why in dict((_place(each), each) for each in compared.apart).values()
+                ],
             }
         )
     return section
+
+
+def _apart(compared: ComparedTable) -> list[OurScore]:
+    return [score for score, _ in compared.apart]
+
+
+def _place(apart: tuple[OurScore, tuple[str, ...]]) -> tuple[str, ...]:
+    """Models of the same task differ for the same reason, which is said once."""
+    score, why = apart
+    return (score.title, score.test_set, *why)
 
 
 def _about(result: PublishedResult, table: PublishedTable) -> str:
@@ -57,6 +55,7 @@ def _about(result: PublishedResult, table: PublishedTable) -> str:
     parts = [
         result.source if result.source != table.source else None,
         result.remark if result.remark != table.remark else None,
+        result.differs,
     ]
     return "; ".join(part for part in parts if part)
 
@@ -68,42 +67,21 @@ def _published_cell(result: PublishedResult) -> str:
     return f"{result.psnr:.{digits}f}{ssim}"
 
 
-def _our_cell(scores: Scores, *, channel: str, with_ssim: bool) -> str:
-    psnr, ssim = scores[f"psnr_{channel}"], scores[f"ssim_{channel}"]
-    text = "∞" if psnr is None else f"{psnr:.2f}"
-    return f"{text} / {ssim:.4f}" if with_ssim else text
-
-
-def _ours(
-    table: PublishedTable,
-    rows: Sequence[VerdictRow],
-    protocols: Mapping[str, Mapping[str, JSON]],
-    *,
-    with_ssim: bool,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Our lines for a published table, and for every row of ours that has no place in it, why."""
+def _our_lines(compared: ComparedTable, *, with_ssim: bool) -> list[dict[str, Any]]:
+    """A line for every model of ours; one that was trained for other tasks says for which."""
     ours: dict[str, dict[str, Any]] = {}
-    reasons = []
-    for row in rows:
-        protocol = protocols[row.task]
-        is_unknown = row.corrupted_is_given and protocol["noise"] is not None
-        reason = differences(
-            table,
-            test_set=row.test_set,
-            images=row.images,
-            border=protocol["border"],
-            noise="of given files" if is_unknown else protocol["noise"],
+    for score in sorted(compared.ours, key=lambda each: each.model):  # DnCNN before IPT
+        name = score.model
+        if score.task != score.trained_for and score.trained_for in TASKS:
+            name += f" for {TASKS[score.trained_for].title}"
+        about = "same photographs and protocol"
+        if compared.notes:
+            about += f"; {'; '.join(compared.notes)}"
+        line = ours.setdefault(
+            name, {"name": f"{name}, this run", "about": about, "cells": {}, "ours": True}
         )
-        if reason:
-            reasons.append(f"{TASKS[row.task].title} on {row.test_set}: {'; '.join(reason)}")
-            continue
-        benchmark = benchmark_named(row.test_set)
-        assert benchmark is not None  # or there was a reason
-        for model, scores in row.models.items():
-            name = f"{VERSIONS[model]}, this run"
-            about = "same photographs and protocol"
-            line = ours.setdefault(model, {"name": name, "about": about, "cells": {}, "ours": True})
-            line["cells"][(row.task, benchmark.name)] = _our_cell(
-                scores, channel="y" if table.channel == "Y" else "rgb", with_ssim=with_ssim
-            )
-    return [ours[model] for model in MODELS if model in ours], reasons
+        psnr, ssim = score.psnr_in(compared.table), score.ssim_in(compared.table)
+        text = "∞" if psnr is None else f"{psnr:.2f}"
+        cell = f"{text} / {ssim:.4f}" if with_ssim and ssim is not None else text
+        line["cells"][(score.task, score.benchmark)] = cell
+    return list(ours.values())
