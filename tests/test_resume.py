@@ -87,8 +87,9 @@ def test_when_one_rank_is_killed_the_others_end_within_seconds(tmp_path: Path, e
 
     assert process.returncode == 1, output
     assert "pretrain: its processes ended with exit code 1" in output
-    assert time.monotonic() - began < 20
-    assert not [pid for pid in tree if is_alive(pid)]
+    while left := [pid for pid in tree if is_alive(pid)]:
+        assert time.monotonic() - began < 20, left
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
