@@ -61,7 +61,7 @@ endif
 	$(BIN)/python -m benchmarks.training
 
 bench-gpu: $(STAMP)
-	$(BIN)/python benchmarks/gpu.py $(if $(OFFICIAL),--official "$(OFFICIAL)")
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/gpu.md $(if $(OFFICIAL),--official "$(OFFICIAL)")
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

@@ -1,6 +1,5 @@
 """Runs the graph on this machine, stage after stage."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from launch.begun import refuse_in_requeue
 from launch.stage import make_room, run_command, run_stage, set_threads
+from launch.supervision import end_with_parent, stopped_by_signals
 from launch.terminal import STOPPED, USAGE, progress_line
 from pipeline.artifacts import Artifact
 from pipeline.config import RunConfig
@@ -32,7 +32,6 @@ from stages.recipe import folders_read
 
 logger = logging.getLogger(__name__)
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -156,7 +155,7 @@ def _make(
             pass  # a second run hears of the first here, in one sentence
         _launch(stage, config, config_arguments)
         return
-    with progress_line(stage.name) as progress:
+    with progress_line(stage.name) as progress, stopped_by_signals(stage.name):
         run_stage(resolved, inputs, runtime=runtime, progress=progress, part=part)
 
 
@@ -170,7 +169,7 @@ def _launch(stage: Stage, config: RunConfig, config_arguments: list[str]) -> Non
             command,
             env=os.environ | launcher_environment(config),
             start_new_session=True,  # a terminal's Ctrl-C comes through us, once
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         with _passing_on_signals(process):
             code = process.wait()
@@ -183,12 +182,6 @@ def _launch(stage: Stage, config: RunConfig, config_arguments: list[str]) -> Non
     if codes == {STOPPED}:
         raise StoppedWithCheckpoint(f"{stage.name}: stopped with a checkpoint")
     raise StageError(f"{stage.name}: its processes ended with exit code {code}, see above")
-
-
-def _end_with_parent() -> None:
-    """Linux sends SIGTERM to the launcher when this process is gone: its processes then stop with
-    a checkpoint instead of training on unseen."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a script, Python puts launch/ first, not th
 from launch.begun import record_beginning, refuse_in_requeue
 from launch.supervision import (
     accounted,
+    end_with_parent,
     ended_when_taken_over,
     postponed,
     stopped_by_signals,
@@ -212,6 +213,8 @@ def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     set_up_logging()
+    if "LOCAL_RANK" in os.environ:  # a launcher's process, which must not outlive it
+        end_with_parent()
     with exit_code_of() as outcome, postponed(signal.SIGUSR2), accounted(parsed.account):
         config = load_config(parsed.config, tuple(parsed.overrides))
         arguments_of_config = config_arguments(parsed.config, parsed.overrides)
@@ -258,8 +261,7 @@ def _run_named(
         progress = stack.enter_context(progress_line(stage.name))
         if account is not None:
             progress = touching(Path(f"{account}.alive"), progress)
-        if stage.launch != "distributed":
-            stack.enter_context(stopped_by_signals(stage.name))
+        stack.enter_context(stopped_by_signals(stage.name))  # a training's own hold while it runs
         run_stage(resolved, inputs, runtime=config.runtime, progress=progress, part=part)
 
 

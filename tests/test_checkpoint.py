@@ -102,9 +102,9 @@ def _empty_record(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"schema": 1}')
 
 
-def _strange_state(folder: Path) -> None:
-    path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"samples":', '"sampler":'))
+def _other_state(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"samples": 144', '"samples": 145'))
 
 
 def _remove_file(folder: Path) -> None:
@@ -118,7 +118,7 @@ DAMAGES = [
     _cut_manifest,
     _empty_manifest,
     _empty_record,
-    _strange_state,
+    _other_state,
     _remove_file,
 ]
 

@@ -92,10 +92,12 @@ def test_those_of_every_so_many_steps_stay(tmp_path: Path) -> None:
 
 def test_no_room_for_checkpoints_is_said_before_the_first_step(tmp_path: Path) -> None:
     checkpoints = CheckpointFolder(tmp_path / "checkpoints", fingerprint="f" * 64, keep=3)
-    checkpoints.check_space(1000)
+    checkpoints.check_space(1000, saves=100)
 
-    with pytest.raises(CheckpointRefused, match=r"4 checkpoints of 1048576\.00 GiB are to come"):
-        checkpoints.check_space(2**50)
+    with pytest.raises(CheckpointRefused, match=r"room for 4 is needed"):
+        checkpoints.check_space(2**50, saves=100)
+    with pytest.raises(CheckpointRefused, match=r"of 1048576\.00 GiB are to come, room for 1 is"):
+        checkpoints.check_space(2**50, saves=1)
 
 
 def test_the_room_that_is_asked_for_is_what_a_checkpoint_takes(tmp_path: Path) -> None:

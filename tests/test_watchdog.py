@@ -1,5 +1,6 @@
 """A training in which nothing moves is ended, and says where it stood."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -62,6 +63,23 @@ def test_a_training_that_moves_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "stalled-rank-0.txt").exists()
 
 
+def test_a_process_that_was_suspended_itself_goes_on(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[1])
+    steps = HANGS.replace(
+        "wait_for_a_rank_that_is_gone()\n", "print('stepped', flush=True); time.sleep(0.2)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", steps, root, tmp_path / "logs", "later"], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)  # as Ctrl-Z does, or SLURM to make room
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+
+    assert process.wait(timeout=30) == 0
+
+
 def test_a_slow_training_may_take_20_of_its_usual_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,4 +92,4 @@ def test_a_slow_training_may_take_20_of_its_usual_steps(
         watchdog.stepped()
         limits.append(watchdog.limit)
 
-    assert limits == [600, 1000, 1000, 1000]
+    assert limits == [3600, 1000, 1000, 1000]

@@ -6,6 +6,7 @@ both of Adam's moments, the average of the weights where there is one, and the s
 training; safetensors and JSON, no pickle.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.training.torch_engine import TorchEngine
 
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"  # of the model, as its folder has it
+STATE = "state.json"
 AVERAGE = "average.safetensors"
 
 
@@ -101,4 +103,6 @@ def _check_names(path: Path, found: Mapping[str, Tensor], expected: Mapping[str,
 
 
 def opened(artifact: Artifact) -> Checkpoint:
-    return Checkpoint(folder=artifact.folder, state=TrainState(**artifact.manifest.summary))
+    """A sealed checkpoint; its state is a file of its own, so that its hash covers it."""
+    state = json.loads((artifact.folder / STATE).read_text(encoding="utf-8"))
+    return Checkpoint(folder=artifact.folder, state=TrainState(**state))

@@ -14,10 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.artifacts import ArtifactError, open_artifact, seal, sync_folder, verify
+from pipeline.artifacts import (
+    ArtifactError,
+    open_artifact,
+    seal,
+    sync_folder,
+    verify,
+    write_atomically,
+    write_json,
+)
 from pipeline.training.checkpoint import (
     AVERAGE,
     CONFIG,
+    STATE,
     WEIGHTS,
     Checkpoint,
     CheckpointError,
@@ -34,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 TRASH = ".trash-"
+DAMAGED = "damaged-"
 UNFINISHED = ".unfinished-"
 GIB = 2**30
 
@@ -72,14 +82,14 @@ class CheckpointFolder:
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.name.startswith((TRASH, UNFINISHED)):
-                    shutil.rmtree(path)
+                    _remove(path)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; those that don't are reported and passed over."""
         for folder in newest_first(self.folder):
             try:
                 return self._verified(folder)
-            except (ArtifactError, OSError, KeyError, TypeError) as error:
+            except (ArtifactError, OSError, ValueError, TypeError) as error:
                 logger.warning("%s: damaged (%s); using the checkpoint before it", folder, error)
         return None
 
@@ -89,12 +99,28 @@ class CheckpointFolder:
         if place.rank == 0:
             self.clean()
             latest = self.latest()
+            self._set_aside_after(latest)
         if place.world_size == 1:
             return latest
         chosen = torch.tensor(latest.state.step if latest else -1, device=device)
         torch.distributed.broadcast(chosen, src=0)
         step = int(chosen.item())
         return self.at(step) if step >= 0 else None
+
+    def _set_aside_after(self, latest: Checkpoint | None) -> None:
+        """Rename the damaged ones that the training goes on before: they must not be counted among
+        those that are kept."""
+        for path in newest_first(self.folder):
+            if latest is not None and path == latest.folder:
+                break
+            aside = path.with_name(f"{DAMAGED}{path.name}")
+            try:
+                _remove(aside)
+                path.rename(aside)
+            except OSError as error:
+                logger.warning("%s: can't be renamed (%s)", path, error)
+            else:
+                logger.warning("%s: kept as %s, for you to delete", path, aside.name)
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of a step, which rank 0 has verified or written."""
@@ -149,7 +175,8 @@ class CheckpointFolder:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            (temporary / CONFIG).write_text(self.model_config)
+            write_atomically(temporary / CONFIG, self.model_config)
+            write_json(temporary / STATE, asdict(snapshot.state))
             for name, tensors in snapshot.files.items():
                 save_file(tensors, temporary / name)
                 with (temporary / name).open("rb") as file:
@@ -163,17 +190,18 @@ class CheckpointFolder:
             ) from error
         return final
 
-    def check_space(self, bytes_each: int) -> None:
-        """Raise CheckpointRefused now if there is no room for the checkpoints to come."""
+    def check_space(self, bytes_each: int, *, saves: int) -> None:
+        """Raise CheckpointRefused now if there is no room for the checkpoints to come, of which at
+        most `saves` will be written. Those of every `keep_every`-th step are not counted."""
         # The oldest goes when the newest is there.
-        to_come = max(1, self.keep + 1 - len(newest_first(self.folder)))
+        to_come = min(saves, max(1, self.keep + 1 - len(newest_first(self.folder))))
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < to_come * bytes_each:
             raise CheckpointRefused(
-                f"{self.folder}: {to_come} checkpoints of {bytes_each / GIB:.2f} GiB are to come, "
-                f"and {free / GIB:.2f} GiB are free; make room, put runtime.runs elsewhere, or "
-                f"lower runtime.keep_checkpoints ({self.keep}) down to 2"
+                f"{self.folder}: checkpoints of {bytes_each / GIB:.2f} GiB are to come, room for "
+                f"{to_come} is needed, and {free / GIB:.2f} GiB are free; make room, put "
+                f"runtime.runs elsewhere, or lower runtime.keep_checkpoints ({self.keep}) down to 2"
             )
 
     def _finish(self, temporary: Path, final: Path, state: TrainState) -> None:
@@ -198,9 +226,22 @@ class CheckpointFolder:
     def _discard(self, folder: Path) -> None:
         """Delete a checkpoint; renamed first, so that half a deletion is not half a checkpoint."""
         trash = folder.with_name(f"{TRASH}{folder.name}")
-        shutil.rmtree(trash, ignore_errors=True)
-        folder.rename(trash)
-        shutil.rmtree(trash)
+        _remove(trash)
+        try:
+            folder.rename(trash)
+        except OSError as error:
+            logger.warning("%s: can't be deleted (%s)", folder, error)
+        _remove(trash)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, if it is there; what somebody else still reads there may stay a while."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("%s: can't be deleted now (%s)", folder, error)
 
 
 def checkpoint_bytes(model: nn.Module, *, averages: bool) -> int:

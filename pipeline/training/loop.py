@@ -21,15 +21,15 @@ from pipeline.training.engine import build_engine, started
 from pipeline.training.logs import Interval, TrainingLog, peak_memory_gib
 from pipeline.training.model_facts import (
     ModelFacts,
-    device_memory,
     device_name,
+    memory_suffices,
     peak_flops,
     what_runs,
 )
 from pipeline.training.nonfinite import Keys, suspects
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.optimizer import learning_rate
-from pipeline.training.placement import LaunchError, Place, out_of_memory
+from pipeline.training.placement import Place
 from pipeline.training.preemption import StopRequest, stop_on_signals
 from pipeline.training.saving import CheckpointWriter
 from pipeline.training.torch_engine import StepOutcome, TorchEngine
@@ -84,6 +84,8 @@ def fit(
         accelerator, name, place = stack.enter_context(
             started(config, runtime, log_folder=str(folder / "logs"))
         )
+        facts = facts or ModelFacts()
+        stack.enter_context(memory_suffices(config, place, accelerator.device, facts))
         watchdog = stack.enter_context(watched(place.rank, runtime, folder / "logs"))
         checkpoint = checkpoints.latest_of_all_ranks(place, accelerator.device)
         state = checkpoint.state if checkpoint else TrainState()
@@ -91,7 +93,8 @@ def fit(
             return Trained(checkpoint=checkpoint, place=place)
         if place.rank == 0:
             size = checkpoint_bytes(objective.model, averages=config.ema_decay is not None)
-            checkpoints.check_space(size)
+            saves = 1 + (place.steps - state.step) // runtime.checkpoint_every_steps
+            checkpoints.check_space(size, saves=saves)
         if checkpoint is not None:
             logger.info("going on from %s", checkpoint.folder)
             checkpoint.load_weights(objective.model)
@@ -121,7 +124,7 @@ def fit(
             watchdog=watchdog,
             state=state,
             log=log,
-            facts=facts or ModelFacts(),
+            facts=facts,
             keys=keys,
             images=images,
             progress=progress,
@@ -174,10 +177,11 @@ class _Training:
             self.writer.check()
             self.watchdog.stepped()
         self.writer.finish()
-        if self.place.world_size > 1:
-            # Rank 0 may have been writing, and a launcher that sees one rank end kills the others.
-            torch.distributed.barrier()
-        if stopping or stop:
+        # All know whether one was asked to stop meanwhile, and none ends before rank 0 has written:
+        # a launcher that sees one end kills the others.
+        asked = torch.tensor(float(bool(stop)), device=self.engine.device)
+        stopping = stopping or self.engine.mean_over_ranks(asked).item() > 0
+        if stopping:
             raise StoppedWithCheckpoint(
                 f"stopped after step {state.step} of {steps} with a checkpoint; "
                 "the same command goes on from there"
@@ -193,7 +197,7 @@ class _Training:
         for number in range(accumulation):
             batch = self._next(stream)
             counts.update({task: len(corrupted) for task, (corrupted, _) in batch.items()})
-            parts = self._accumulate(batch, is_last=number == accumulation - 1)
+            parts = self.engine.accumulate(batch, is_last=number == accumulation - 1)
             losses.append(parts["loss"])
             for name, value in parts.items():
                 means[name] = means.get(name, 0) + value / accumulation
@@ -206,19 +210,6 @@ class _Training:
         if self.log is not None:
             self.progress(self.state.step, self.place.steps, self.note)
         return outcome
-
-    def _accumulate(self, batch: Batch, *, is_last: bool) -> dict[str, Tensor]:
-        try:
-            return self.engine.accumulate(batch, is_last=is_last)
-        except torch.OutOfMemoryError as error:
-            raise LaunchError(
-                out_of_memory(
-                    self.config,
-                    self.place,
-                    bytes_here=device_memory(self.engine.device),
-                    bytes_each=self.facts.bytes_per_sample(batch, at_once=len(batch)),
-                )
-            ) from error
 
     def _next(self, stream: Iterator[Batch]) -> Batch:
         asked = time.monotonic()

@@ -1,12 +1,15 @@
 """What the training loop is told of a model and can't see in it, and what a device can do."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from pipeline.config import TrainingConfig
 from pipeline.model_configs import Precision
-from pipeline.training.placement import Place
+from pipeline.training.placement import LaunchError, Place, out_of_memory, tasks_at_once
 
 # FLOP/s of dense products, by the makers' data sheets: bfloat16, TF32, float32. First match counts.
 PEAKS = {
@@ -37,7 +40,7 @@ class ModelFacts:
 
     def bytes_per_sample(self, tasks: Collection[str], *, at_once: int) -> float | None:
         """Of a micro-batch that holds equal parts of `at_once` of the tasks, the largest ones."""
-        if not set(tasks) <= self.activation_bytes.keys():
+        if not tasks or not set(tasks) <= self.activation_bytes.keys():
             return None
         largest = sorted(self.activation_bytes[task] for task in tasks)[-at_once:]
         return sum(largest) / len(largest)
@@ -54,10 +57,25 @@ def device_memory(device: torch.device) -> int | None:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
+@contextmanager
+def memory_suffices(
+    config: TrainingConfig, place: Place, device: torch.device, facts: ModelFacts
+) -> Iterator[None]:
+    """Within, running out of a GPU's memory is a LaunchError that names what should fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        at_once = tasks_at_once(config)
+        each = facts.bytes_per_sample(facts.activation_bytes, at_once=at_once)
+        here = device_memory(device)
+        message = out_of_memory(config, place, bytes_here=here, bytes_each=each)
+        raise LaunchError(message) from error
+
+
 def peak_flops(device: str, precision: Precision, *, tf32: bool = False) -> float | None:
     """FLOP/s that a device of that name can do at most; None where no data sheet is known here."""
     for name, (bfloat16, with_tf32, float32) in PEAKS.items():
-        if name in device:
+        if re.search(rf"\b{name}\b", device):  # an A1000 is no A100
             full = with_tf32 if tf32 else float32
             return bfloat16 if precision == "bfloat16" else full
     return None

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 USUAL_STEPS = 20  # so many times its usual length may a step take
 MOST_TELLING = 10  # seconds
+SUSPENDED = 5  # times the interval between two looks: whoever oversleeps was not running
 LEARNS = 0.1  # of a new step's length, for the usual one
 
 
@@ -40,20 +41,23 @@ class Watchdog:
         """A step is done, with all that came after the one before."""
         now = time.monotonic()
         took = now - self._last
-        if self._steps == 1:
-            self.usual = took
-        elif self._steps > 1:
-            self.usual += LEARNS * (took - self.usual)
-        self.limit = max(self.least, USUAL_STEPS * self.usual)
         self._steps += 1
         self._last = now
+        if self._steps == 1:  # it compiles and loads; how long a step takes is not known yet
+            return
+        self.usual = took if self._steps == 2 else self.usual + LEARNS * (took - self.usual)
+        self.limit = max(self.least, USUAL_STEPS * self.usual)
 
     def watch(self) -> None:
         interval = min(1.0, self.least / 4)
+        looked = time.monotonic()
         while not self._ended.wait(interval):
-            waited = time.monotonic() - self._last
-            if waited > self.limit:
-                self._end(waited)
+            now = time.monotonic()
+            if now - looked > SUSPENDED * interval:  # this process itself stood still
+                self._last += now - looked
+            looked = now
+            if now - self._last > self.limit:
+                self._end(now - self._last)
 
     def _end(self, waited: float) -> None:
         """Tell where every thread stands, and end this process: its threads may never return."""
