@@ -1,5 +1,6 @@
 """The published tables for the tasks of a run, with the run's own scores where they may stand."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.published_results import (
     differences,
     published_tables,
 )
-from pipeline.report.verdict import MODELS, VERSIONS, Scores, VerdictRow
+from pipeline.report.verdict import MODELS, VERSIONS, Scores, VerdictRow, headline_channel
 from pipeline.tasks import TASKS
 
 
@@ -45,11 +46,60 @@ def published_section(
                 "tasks": [TASKS[task].title for task in tasks],
                 "columns": [(task, name) for task in tasks for name in table.benchmarks],
                 "lines": [*lines.values(), *ours],
+                "results": results,
                 "has_ssim": has_ssim,
                 "reasons": reasons,
             }
         )
     return section
+
+
+def reasons_against(
+    table: PublishedTable, row: VerdictRow, protocol: Mapping[str, JSON]
+) -> list[str]:
+    """Why a row of ours can't stand in `table`; empty when it can."""
+    is_unknown = row.corrupted_is_given and protocol["noise"] is not None
+    return differences(
+        table,
+        test_set=row.test_set,
+        images=row.images,
+        border=protocol["border"],
+        noise="of given files" if is_unknown else protocol["noise"],
+    )
+
+
+def published_beside(
+    row: VerdictRow, protocol: Mapping[str, JSON]
+) -> tuple[list[PublishedResult], str | None]:
+    """What others report for a row's two models under its very protocol, or why nothing is there.
+
+    One number per method, the first of its tables; the published section has them all.
+    """
+    channel = headline_channel(TASKS[row.task])
+    tables = [
+        table
+        for table in published_tables()
+        if table.channel == channel and any(each.task == row.task for each in table.results)
+    ]
+    if not tables:
+        return [], "nothing published for this task"
+    benchmark = benchmark_named(row.test_set)
+    found: dict[str, PublishedResult] = {}
+    against = []
+    for table in tables:
+        if reasons := reasons_against(table, row, protocol):
+            against.append(reasons)
+            continue
+        for each in table.results:
+            is_here = benchmark is not None and each.benchmark == benchmark.name
+            is_ours = re.match(r"(DnCNN|IPT)\b", each.method)
+            if is_here and is_ours and each.task == row.task:
+                found.setdefault(each.method, each)
+    if found:
+        return list(found.values()), None
+    if len(against) < len(tables):
+        return [], "other methods only"
+    return [], min(against, key=len)[0].partition(" (")[0]
 
 
 def _about(result: PublishedResult, table: PublishedTable) -> str:
@@ -61,11 +111,14 @@ def _about(result: PublishedResult, table: PublishedTable) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def published_psnr(result: PublishedResult) -> str:
+    """With the digits that it was published with, two at least."""
+    return f"{result.psnr:.{max(2, len(repr(result.psnr).partition('.')[2]))}f}"
+
+
 def _published_cell(result: PublishedResult) -> str:
-    """PSNR with the digits that it was published with, two at least, and SSIM if there is one."""
-    digits = max(2, len(repr(result.psnr).partition(".")[2]))
     ssim = "" if result.ssim is None else f" / {result.ssim:.4f}"
-    return f"{result.psnr:.{digits}f}{ssim}"
+    return f"{published_psnr(result)}{ssim}"
 
 
 def _our_cell(scores: Scores, *, channel: str, with_ssim: bool) -> str:
@@ -85,15 +138,7 @@ def _ours(
     ours: dict[str, dict[str, Any]] = {}
     reasons = []
     for row in rows:
-        protocol = protocols[row.task]
-        is_unknown = row.corrupted_is_given and protocol["noise"] is not None
-        reason = differences(
-            table,
-            test_set=row.test_set,
-            images=row.images,
-            border=protocol["border"],
-            noise="of given files" if is_unknown else protocol["noise"],
-        )
+        reason = reasons_against(table, row, protocols[row.task])
         if reason:
             reasons.append(f"{TASKS[row.task].title} on {row.test_set}: {'; '.join(reason)}")
             continue
