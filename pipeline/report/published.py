@@ -84,22 +84,24 @@ def published_beside(
     if not tables:
         return [], "nothing published for this task"
     benchmark = benchmark_named(row.test_set)
+    against = [reasons_against(table, row, protocol) for table in tables]
+    there = [
+        each
+        for table, reasons in zip(tables, against, strict=True)
+        for each in table.results
+        if not reasons and benchmark and (each.task, each.benchmark) == (row.task, benchmark.name)
+    ]
     found: dict[str, PublishedResult] = {}
-    against = []
-    for table in tables:
-        if reasons := reasons_against(table, row, protocol):
-            against.append(reasons)
-            continue
-        for each in table.results:
-            is_here = benchmark is not None and each.benchmark == benchmark.name
-            is_ours = re.match(r"(DnCNN|IPT)\b", each.method)
-            if is_here and is_ours and each.task == row.task:
-                found.setdefault(each.method, each)
+    for each in there:
+        if re.match(r"(DnCNN|IPT)\b", each.method):
+            found.setdefault(each.method, each)
     if found:
         return list(found.values()), None
-    if len(against) < len(tables):
+    if there:
         return [], "other methods only"
-    return [], min(against, key=len)[0].partition(" (")[0]
+    if all(against):
+        return [], min(against, key=len)[0].partition(" (")[0]
+    return [], "no number for these photographs"
 
 
 def _about(result: PublishedResult, table: PublishedTable) -> str:
