@@ -43,15 +43,21 @@ def published_section(
         section.append(
             {
                 "table": table,
-                "tasks": [TASKS[task].title for task in tasks],
-                "columns": [(task, name) for task in tasks for name in table.benchmarks],
-                "lines": [*lines.values(), *ours],
+                # A table per task: all tasks in one are too wide for paper and phones.
+                "parts": [_part(task, [*lines.values(), *ours]) for task in tasks],
+                "holds_ours": bool(ours),
                 "results": results,
                 "has_ssim": has_ssim,
                 "reasons": reasons,
             }
         )
     return section
+
+
+def _part(task: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The lines of a table that have a number for `task`."""
+    of_task = [line for line in lines if any(each == task for each, _ in line["cells"])]
+    return {"task": task, "title": TASKS[task].title, "lines": of_task}
 
 
 def reasons_against(
@@ -136,13 +142,14 @@ def _ours(
     *,
     with_ssim: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Our lines for a published table, and for every row of ours that has no place in it, why."""
+    """Our lines for a published table, and for every row of ours without a place in it, why."""
     ours: dict[str, dict[str, Any]] = {}
-    reasons = []
+    refused: dict[tuple[str, str], list[str]] = {}  # tasks by test set and reason
     for row in rows:
-        reason = reasons_against(table, row, protocols[row.task])
-        if reason:
-            reasons.append(f"{TASKS[row.task].title} on {row.test_set}: {'; '.join(reason)}")
+        reasons = reasons_against(table, row, protocols[row.task])
+        if reasons:
+            place = (row.test_set, "; ".join(reasons))
+            refused.setdefault(place, []).append(TASKS[row.task].title)
             continue
         benchmark = benchmark_named(row.test_set)
         assert benchmark is not None  # or there was a reason
@@ -153,4 +160,8 @@ def _ours(
             line["cells"][(row.task, benchmark.name)] = _our_cell(
                 scores, channel="y" if table.channel == "Y" else "rgb", with_ssim=with_ssim
             )
-    return [ours[model] for model in MODELS if model in ours], reasons
+    sentences = [
+        f"{', '.join(tasks)} on {test_set}: {reason}"
+        for (test_set, reason), tasks in refused.items()
+    ]
+    return [ours[model] for model in MODELS if model in ours], sentences

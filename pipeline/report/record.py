@@ -59,7 +59,7 @@ def _published(entry: Mapping[str, Any]) -> dict[str, JSON]:
         "explanation": table.explanation,
         "results": [_result(each) for each in entry["results"]],
         # Whose numbers stand in it: those of the verdict.
-        "holds_ours": any(line["ours"] for line in entry["lines"]),
+        "holds_ours": entry["holds_ours"],
         "not_comparable": entry["reasons"],
     }
 
