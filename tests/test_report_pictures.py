@@ -52,7 +52,7 @@ def test_pictures_shrink_until_the_page_can_bear_them(tmp_path):
     section = pictures_section(comparisons, budget=2_000_000)
 
     assert len(section) == 9
-    assert section[0]["width"] < 320
+    assert section[0]["width"] < 200
     assert 1_000_000 < weight(section) <= 2_000_000
     few = pictures_section(comparisons, budget=200_000)
     assert [each["test_set"] for each in few] == list("0123456789")[: len(few)]
@@ -79,8 +79,8 @@ def test_crops_are_the_place_of_the_largest_difference_and_one_by_chance(tmp_pat
         return pictures_section([one])[0]["crops"]
 
     most, random = crops_of("a")
-    assert most["top"] + 240 > 290 >= most["top"]
-    assert most["left"] + 320 > 390 >= most["left"]
+    assert most["top"] + 150 > 290 >= most["top"]
+    assert most["left"] + 200 > 390 >= most["left"]
     assert (most["chosen"], random["chosen"]) == (
         "where IPT and Clean differ most",
         "at random, with a fixed seed",
@@ -92,7 +92,7 @@ def test_crops_are_the_place_of_the_largest_difference_and_one_by_chance(tmp_pat
                 shown = np.asarray(image)
             whole = ipt if version["key"] == "ipt" else clean
             top, left = crop["top"], crop["left"]
-            assert np.array_equal(shown, whole[top : top + 240, left : left + 320])
+            assert np.array_equal(shown, whole[top : top + 150, left : left + 200])
     assert crops_of("a")[1]["top"] == random["top"]
     places = {(crops_of(name)[1]["top"], crops_of(name)[1]["left"]) for name in "abc"}
     assert len(places) == 3

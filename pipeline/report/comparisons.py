@@ -32,6 +32,7 @@ LAYOUTS = (
     (1, 128, 96),
     (1, 96, 72),
 )
+SMALLEST = 96  # pixels; a crop is no more than half an image a side, but where that is less
 PICTURE_BUDGET = 11_000_000  # bytes of all crops in the page, which may have 15 MB
 
 
@@ -125,7 +126,10 @@ def _picture(comparison: Comparison, *, width: int, height: int) -> dict[str, An
     }
     clean = pictures["clean"]
     full_height, full_width = clean.shape[:2]
-    height, width = min(height, full_height), min(width, full_width)
+    height, width = (
+        min(side, max(full // 2, SMALLEST), full)
+        for side, full in ((height, full_height), (width, full_width))
+    )
     crops = []
     for chosen, (top, left) in _places(comparison, pictures, size=(height, width)).items():
         window = slice(top, top + height), slice(left, left + width)
