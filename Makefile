@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 export IMAGES
 OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$${IMAGES//\'/\'\'}'" --set 'sources.photos.held_out=[]')
 
-.PHONY: setup demo test test-slow chaos check format bench bench-gpu clean
+.PHONY: setup demo test test-slow test-slurm chaos check format bench bench-gpu clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+test-slurm: $(STAMP)
+	$(BIN)/python -m pytest -q -rs -m slurm
 
 # By hand: it depends on the timing of faults. The scripts' figures are committed.
 chaos: $(STAMP)
@@ -55,6 +58,7 @@ endif
 	$(BIN)/python benchmarks/tilings.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 	$(BIN)/python -m benchmarks.corrupt --source "$(IMAGENET)"
 	$(BIN)/python -m benchmarks.loader --source "$(IMAGENET)"
+	$(BIN)/python -m benchmarks.training
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py $(if $(OFFICIAL),--official "$(OFFICIAL)")

@@ -2,8 +2,10 @@
 
     python benchmarks/gpu.py [--batch 32,64,128,256] [--official CHECKOUT] [--out gpu.md]
 
-Needs torch, numpy, pydantic, huggingface_hub and safetensors, and no installation of this project.
-Weights and patches are random. Exit code 1 where a result disagrees.
+The training loop first, then the model alone, as far as --minutes reach. Needs torch, numpy,
+pydantic, huggingface_hub and safetensors, for the loop also accelerate, pillow, simplejpeg and
+pypng, and no installation of this project. Weights and patches are random, the loop reads crops of
+the demo's photographs. Exit code 1 where a result disagrees.
 """
 
 # N batch, H W height and width
@@ -11,6 +13,7 @@ Weights and patches are random. Exit code 1 where a result disagrees.
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +24,7 @@ if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, no
 import torch
 from torch import nn
 
+from benchmarks.gpu_training import LoopRow, Request, measure_loop, page_of_loop, requests_of
 from benchmarks.measuring import (
     ACTIONS,
     circumstances,
@@ -36,6 +40,7 @@ from pipeline.model_configs import IPTConfig
 from pipeline.tasks import PUBLISHED_ORDER, TASKS, GaussianNoise
 from pipeline.training.model_facts import TRAINING_PASSES
 
+ROW_SECONDS = 45.0  # that compiling and timing one may take: none is begun later
 PASSES = {"inference": 1, "training": TRAINING_PASSES}
 
 
@@ -45,10 +50,17 @@ class Measured:
     what: str
     checkpointing: bool
     batch: int
-    samples_per_second: float | None = None  # None: out of memory
+    samples_per_second: float | None = None  # None: out of memory, or of time
     flops_per_second: float | None = None
     utilisation: float | None = None  # of the peak of the device, where that is known
     peak_bytes: int | None = None  # None on the CPU
+    out_of_time: bool = False
+
+    @property
+    def speed(self) -> str:
+        return written(
+            self.samples_per_second, ".1f", "no time" if self.out_of_time else "out of memory"
+        )
 
 
 class Options(argparse.Namespace):
@@ -58,6 +70,10 @@ class Options(argparse.Namespace):
     batch: str
     modes: str
     steps: int
+    loop_batch: int
+    loop_steps: int
+    loop_samples: int
+    minutes: float
     official: Path | None
     out: Path | None
 
@@ -68,8 +84,14 @@ def parse() -> Options:
     parser.add_argument("--size", choices=SIZES, default="paper")
     parser.add_argument("--task", choices=PUBLISHED_ORDER, default="sr2")
     parser.add_argument("--batch", default="32,64,128,256", metavar="N,N", help="patches at a time")
-    parser.add_argument("--modes", default=",".join(MODES), help="default: %(default)s")
+    # The first to be measured first: there may be no time for the last.
+    modes = ",".join(reversed(MODES))
+    parser.add_argument("--modes", default=modes, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=10, help="of each timing (default: 10)")
+    parser.add_argument("--loop-batch", type=int, default=256, help="of a step; 0: no loop")
+    parser.add_argument("--loop-steps", type=int, default=48, help="of the loop (default: 48)")
+    parser.add_argument("--loop-samples", type=int, default=768, help="of each task's shard")
+    parser.add_argument("--minutes", type=float, default=9, help="for all (default: 9)")
     parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="their code beside ours")
     parser.add_argument("--out", type=Path, help="a Markdown file; JSON is written beside it")
     return parser.parse_args(namespace=Options())
@@ -86,6 +108,7 @@ def complaint_about(options: Options) -> str | None:
 
 def main() -> int:
     options = parse()
+    deadline = time.monotonic() + 60 * options.minutes
     if complaint := complaint_about(options):
         print(complaint, file=sys.stderr)
         return 1
@@ -98,22 +121,25 @@ def main() -> int:
     if options.official:
         modes += [Mode(official=True, tf32=each) for each in (False, True)]
     batches = [int(each) for each in options.batch.split(",")]
+    loop, notes = training_loop(options, batches, deadline)
     measured = []
     for mode in modes:
         model = built(mode, config, options.official).to(device)
-        for row in measure(model, mode, config, batches, options):
-            speed = written(row.samples_per_second, ".1f", "out of memory")
-            print(f"{row.mode}, {row.what}, batch {row.batch}: {speed} samples/s", flush=True)
+        for row in measure(model, mode, config, batches, options, deadline):
+            print(f"{row.mode}, {row.what}, batch {row.batch}: {row.speed}", flush=True)
             measured.append(row)
         del model
     slower = slower_than_official(measured)
     page = f"# On a GPU\n\n{circumstances(device_name(device))}\n{page_of(agreements, measured)}"
+    if loop or notes:
+        page += f"\n{page_of_loop(loop, notes)}"
     page += "".join(f"\n{each}\n" for each in slower)
     print(page)
     if options.out is not None:
         options.out.write_text(page)
         record = {"device": device_name(device), "agreement": [asdict(each) for each in agreements]}
         record |= {"measured": [asdict(each) for each in measured]}
+        record |= {"loop": [asdict(each) for each in loop], "notes": notes}
         options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(each.holds for each in agreements) and not slower else 1
 
@@ -136,8 +162,34 @@ def noise_agreement(device: torch.device) -> Agreement:
     )
 
 
+def training_loop(
+    options: Options, batches: Sequence[int], deadline: float
+) -> tuple[list[LoopRow], list[str]]:
+    """Rows of the loop, with what `--batch` lists as its micro-batches, and what is missing."""
+    if not options.loop_batch:
+        return [], []
+    first = Request(
+        mode="float32",
+        size=options.size,
+        micro_batch=max(batches),
+        batch=options.loop_batch,
+        steps=options.loop_steps,
+        samples=options.loop_samples,
+    )
+    requests = list(requests_of(options.modes.split(","), batches, first))
+    on_gpu = options.device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.empty_cache()  # other processes need the memory now
+    return measure_loop(requests, on_gpu=on_gpu, deadline=deadline)
+
+
 def measure(
-    model: nn.Module, mode: Mode, config: IPTConfig, batches: Sequence[int], options: Options
+    model: nn.Module,
+    mode: Mode,
+    config: IPTConfig,
+    batches: Sequence[int],
+    options: Options,
+    deadline: float,
 ) -> Iterator[Measured]:
     """Inference and training at every batch size; at the largest, also with checkpointing."""
     set_tf32(mode.tf32)
@@ -150,6 +202,9 @@ def measure(
             model.activation_checkpointing = checkpointing  # the official code knows none
             x = patches(batch, config.size.patch_size).to(options.device)
             row = Measured(mode=mode.name, what=what, checkpointing=checkpointing, batch=batch)
+            if time.monotonic() > deadline - ROW_SECONDS:
+                yield replace(row, out_of_time=True)
+                continue
             try:
                 took, peak = timed(ACTIONS[what](model, x, options.task), x.device, options.steps)
             except torch.cuda.OutOfMemoryError:
@@ -197,7 +252,7 @@ def slower_than_official(measured: Sequence[Measured]) -> list[str]:
     for each in measured:
         mode = each.mode.removeprefix("official ")
         mine = ours.get((mode, each.what, each.batch))
-        if mode == each.mode or mine is None or each.samples_per_second is None:
+        if mode == each.mode or mine is None or mine.out_of_time or not each.samples_per_second:
             continue
         if mine.samples_per_second is None or mine.samples_per_second < each.samples_per_second:
             sentences.append(f"Slower than the official code: {mode}, {each.what}, {each.batch}.")
@@ -221,7 +276,7 @@ def page_of(agreements: Sequence[Agreement], measured: Sequence[Measured]) -> st
             each.mode,
             each.what + (", checkpointed" if each.checkpointing else ""),
             str(each.batch),
-            written(each.samples_per_second, ".1f", "out of memory"),
+            each.speed,
             written(each.flops_per_second, ".2e"),
             written(each.utilisation, ".1%"),
             written(each.peak_bytes and each.peak_bytes / 2**30, ".2f"),

@@ -29,7 +29,7 @@ from pipeline.artifacts import open_artifact, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
-STEPS = 60
+STEPS = 40
 CONFIG = f"""
 name: killed
 sources: {{photos: {{path: "package:assets/photos", held_out: [chelsea.png]}}}}
@@ -84,9 +84,12 @@ def main() -> int:
     ends = 0
     with tempfile.TemporaryDirectory(prefix="ipt-kill-") as folder:
         try:
+            prepared = prepare(Path(folder) / "prepared")
             for engine in options.engines.split(","):
                 place = Path(folder) / engine
-                found, ended = kill_and_compare(place, engine, options.kills, options.seed)
+                found, ended = kill_and_compare(
+                    place, prepared, engine, options.kills, options.seed
+                )
                 kills, ends = kills + found, ends + ended
                 shutil.rmtree(place)
         except KillFailure as failure:
@@ -99,18 +102,28 @@ def main() -> int:
     return 0
 
 
+def prepare(runs: Path) -> Path:
+    """Make what pretraining reads; every run begins with a copy of it."""
+    runs.mkdir(parents=True)
+    (runs / "config.yaml").write_text(CONFIG)
+    run(start(runs, "ddp", "--before", "pretrain"))
+    return runs
+
+
 def kill_and_compare(
-    folder: Path, engine: str, count: int, seed: int, moments: Sequence[str] = ()
+    folder: Path,
+    prepared: Path,
+    engine: str,
+    count: int,
+    seed: int,
+    moments: Sequence[str] = (),
 ) -> tuple[list[Kill], int]:
     """The kills, and how often a run came to its end; KillFailure where one ends otherwise.
 
     The moments come in turn: a random one, then each of `MOMENTS`, unless others are given.
     """
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(CONFIG)
-    prepared = folder / "prepared"
-    run(start(folder, prepared, engine, "--before", "pretrain"))
-    expected, seconds = undisturbed(folder, prepared, engine)
+    expected, seconds = undisturbed(folder / "undisturbed", prepared, engine)
     draw = random.Random(seed)
     turns = cycle(moments or ("random", *MOMENTS, "random"))
     kills: list[Kill] = []
@@ -119,7 +132,7 @@ def kill_and_compare(
     while len(kills) < count or runs.exists():
         if not runs.exists():
             shutil.copytree(prepared, runs)
-        process = start(folder, runs, engine, "--until", "pretrain")
+        process = start(runs, engine, "--until", "pretrain")
         moment = next(turns) if len(kills) < count else "none"
         began = time.monotonic()
         if not came(moment, runs, process, draw.uniform(1.0, seconds)):
@@ -153,8 +166,8 @@ def came(moment: str, runs: Path, process: "subprocess.Popen[str]", seconds: flo
     return False
 
 
-def start(folder: Path, runs: Path, engine: str, *options: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "launch", "run", str(folder / "config.yaml"), *options]
+def start(runs: Path, engine: str, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "launch", "run", str(runs / "config.yaml"), *options]
     command += ["--set", f"runtime.runs={runs}", "--set", f"runtime.engine={engine}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
@@ -166,12 +179,11 @@ def run(process: "subprocess.Popen[str]") -> None:
         raise KillFailure(f"a run ended with exit code {process.returncode}:\n{output[-3000:]}")
 
 
-def undisturbed(folder: Path, prepared: Path, engine: str) -> tuple[dict[str, str], float]:
+def undisturbed(runs: Path, prepared: Path, engine: str) -> tuple[dict[str, str], float]:
     """What a run ends with, and the seconds that it took."""
-    runs = folder / "undisturbed"
     shutil.copytree(prepared, runs)
     began = time.monotonic()
-    run(start(folder, runs, engine, "--until", "pretrain"))
+    run(start(runs, engine, "--until", "pretrain"))
     return made(runs), time.monotonic() - began
 
 

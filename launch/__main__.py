@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_restore(commands)
     _add_import_weights(commands)
+    _add_export(commands)
     return parser
 
 
@@ -73,7 +74,22 @@ def _add_run_commands(commands: Commands) -> None:
         "--force", action="store_true", help="make them again, setting the old ones aside"
     )
     add_part_arguments(run)
-    add("status", _status, "Show how far each stage is, who runs it and where its log is.")
+    submit = add("submit", _submit, "Hand every stage that is not done to SLURM, as jobs in order.")
+    submit.add_argument(
+        "--cluster",
+        required=True,
+        metavar="YAML",
+        help="what jobs ask for, as configs/slurm/*.yaml",
+    )
+    submit.add_argument(
+        "--dry-run", action="store_true", help="print the batch scripts and submit nothing"
+    )
+    add("cancel", _cancel, "Cancel the jobs of this run, and no others.")
+    add(
+        "status",
+        _status,
+        "Show how far each stage is, which job has it, why it waits and where its log is.",
+    )
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
 
 
@@ -145,6 +161,23 @@ def _add_import_weights(commands: Commands) -> None:
     )
 
 
+def _add_export(commands: Commands) -> None:
+    export = _add(commands, "export", _export, "Turn a training's checkpoint into a model folder.")
+    export.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a folder step-00001000; or a training's folder: its newest checkpoint that verifies",
+    )
+    export.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new or an empty folder"
+    )
+    export.add_argument(
+        "--raw",
+        action="store_true",
+        help="the weights as they were trained, where there is an exponential average of them",
+    )
+
+
 def resolve_config_path(given: str) -> Path:
     """A file as given, else by name in ./configs, the checkout's configs, the package's."""
     package = Path(__file__).resolve().parents[1]
@@ -163,9 +196,26 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    from launch.inspect_run import status
+    from launch.status import status
 
     return status(resolve_config_path(parsed.config), tuple(parsed.overrides))
+
+
+def _submit(parsed: argparse.Namespace) -> int:
+    from launch.submit import submit
+
+    return submit(
+        resolve_config_path(parsed.config),
+        tuple(parsed.overrides),
+        resolve_config_path(parsed.cluster),
+        dry_run=parsed.dry_run,
+    )
+
+
+def _cancel(parsed: argparse.Namespace) -> int:
+    from launch.submit import cancel
+
+    return cancel(resolve_config_path(parsed.config), tuple(parsed.overrides))
 
 
 def _verify(parsed: argparse.Namespace) -> int:
@@ -208,6 +258,13 @@ def _import_weights(parsed: argparse.Namespace) -> int:
             only=parsed.task,
             attention_heads=parsed.attention_heads,
         )
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from launch.export import export
+
+    with terminated_as_interrupted():
+        return export(parsed.checkpoint, out=parsed.out, raw=parsed.raw)
 
 
 def _run(parsed: argparse.Namespace) -> int:

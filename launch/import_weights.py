@@ -1,18 +1,12 @@
 """`ipt import-weights`: a model folder of ours from a checkpoint that someone published."""
 
-import errno
-import os
-import shlex
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.model_folder import check_new, new_folder, print_model
 from launch.terminal import CommandFailed
-from pipeline.artifacts import file_digest, sync_folder
+from pipeline.artifacts import file_digest
 from pipeline.config_file import ConfigError
-from pipeline.model_configs import DnCNNConfig
 from pipeline.tasks import IPT_TASKS, PUBLISHED_ORDER, TASKS
 
 if TYPE_CHECKING:
@@ -34,8 +28,7 @@ def import_weights(
     from pipeline.models.hub import ModelFileError
 
     _check_tasks(tasks, only)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CommandFailed(f"{out}: exists and is not an empty folder; choose another --out")
+    check_new(out)
     if file.is_dir():
         raise CommandFailed(f"{file}: is a folder; give the file of the weights")
     try:
@@ -43,12 +36,9 @@ def import_weights(
     except ModelFileError as error:
         raise CommandFailed(str(error)) from error
     card = {"published_file": file.name, "sha256": file_digest(file)}
-    try:
-        with _new_folder(out) as folder:
-            model.save_pretrained(folder, model_card_kwargs=card)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {out} was not made") from None
-    _print_outcome(model, out)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder, model_card_kwargs=card)
+    print_model(model, out)
     return 0
 
 
@@ -125,51 +115,3 @@ def _tasks_of(scales: tuple[int, ...], only: str | None, file: Path) -> tuple[st
         f"{file}: has one head, of scale {scales[0]}, which doesn't tell its task; add "
         f"--tasks with one of {', '.join(choices or IPT_TASKS)}"
     )
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which then becomes `out`; after a failure nothing of it is left."""
-    final = out.resolve()
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    parents = [parent for parent in final.parents if not parent.exists()]
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(final)
-        sync_folder(final.parent)
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space" if is_full else "choose another --out"
-        raise CommandFailed(
-            f"{out}: {error.strerror or error}; nothing was written; {remedy}"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in parents:
-            with suppress(OSError):  # it holds the finished folder
-                parent.rmdir()
-
-
-def _print_outcome(model: "HubModel", out: Path) -> None:
-    config, folder = model.config, shlex.quote(str(out))
-    published, task = "", ""
-    if isinstance(config, DnCNNConfig):
-        architecture = (
-            f"DnCNN: depth {config.depth}, {config.features} features, "
-            f"{'colour' if config.channels > 1 else 'grey'}"
-        )
-    else:
-        size = config.size
-        architecture = (
-            f"IPT: {size.encoder_layers} + {size.decoder_layers} layers, {size.features} features, "
-            f"{size.attention_heads} attention heads, patches of {size.patch_size}"
-        )
-        published = f", as published {config.published_parameters:,} with the fixed mean shifts"
-        print(f"  tasks         {', '.join(config.scales)}")
-        if len(config.scales) > 1:
-            task = f" --task {next(iter(config.scales))}"
-    print(f"  architecture  {architecture}")
-    print(f"  parameters    {config.parameters:,}{published}")
-    print(f"  folder        {out}")
-    print(f"  next          ipt restore photo.png --weights {folder}{task} --out restored")

@@ -1,12 +1,11 @@
-"""What a run is, as it stands on disk: plan, status, verify, and the table at its end."""
+"""What a run is, as it stands on disk: plan, verify, and the table at its end."""
 
-import time
 from pathlib import Path
 
 from launch.local import check_launch
 from launch.stage import config_arguments, run_command
 from launch.terminal import print_table
-from pipeline.artifacts import Artifact, holder, open_artifact, verify
+from pipeline.artifacts import Artifact, open_artifact, verify
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.cost import IMAGENET_PHOTOGRAPHS, CorruptCost, corrupt_cost, few_files, read_rates
@@ -33,23 +32,6 @@ def plan(path: Path, overrides: tuple[str, ...]) -> int:
     again = run_command(config_arguments(path, overrides))
     to_make = sum(each.state != "done" for each in resolved.values())
     print(f"\n{to_make} of {len(resolved)} stages to make: {again}")
-    return 0
-
-
-def status(path: Path, overrides: tuple[str, ...]) -> int:
-    """Print how far each stage is, who writes there now, and where its log is."""
-    config, resolved = _resolve(path, overrides)
-    _print_header(path, config)
-    rows = []
-    for each in resolved.values():
-        owner = holder(each.folder) if each.folder and each.state == "resume" else None
-        log = each.folder / "logs" / "log.txt" if each.folder else None
-        state = "running" if owner else each.state
-        detail = owner or each.reason
-        rows.append(
-            [MARKS[each.state], each.stage.name, state, detail, _last_line(log), str(log or "")]
-        )
-    print_table(["", "stage", "state", "", "last line", "log"], rows)
     return 0
 
 
@@ -106,8 +88,7 @@ report   {report.folder / "report.html"}
 
 next     the paper's recipe on one node with 8 GPUs, then on SLURM:
          python -m launch run configs/imagenet.yaml --set runtime.processes=8
-         sbatch --nodes=1 --gpus-per-node=8 --cpus-per-task=64 --time=48:00:00 --wrap \\
-           "python -m launch run configs/imagenet.yaml --set runtime.processes=8\""""
+         python -m launch submit configs/imagenet.yaml --cluster configs/slurm/gpu.yaml"""
     )
 
 
@@ -186,13 +167,3 @@ def _needs(resolved: Resolved) -> str:
     return (
         ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
     )
-
-
-def _last_line(log: Path | None) -> str:
-    if log is None or not log.is_file():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 400))
-        lines = file.read().decode(errors="replace").splitlines()
-    age = time.time() - log.stat().st_mtime
-    return f"{lines[-1][20:80]} ({age:.0f} s ago)" if lines else ""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launch.begun import refuse_in_requeue
 from launch.stage import make_room, run_command, run_stage, set_threads
 from launch.terminal import STOPPED, USAGE, progress_line
-from pipeline.artifacts import Artifact, writing
+from pipeline.artifacts import Artifact
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import (
@@ -25,6 +26,7 @@ from pipeline.graph import (
     StoppedWithCheckpoint,
     resolve_stage,
 )
+from pipeline.locks import writing
 from pipeline.training.placement import LaunchError, check_engine, share_out
 from stages.recipe import folders_read
 
@@ -62,7 +64,7 @@ def run_graph(
     chosen = wanted & graph.downstream(start) if start else wanted
     if not chosen:
         raise ConfigError(f"--from {start}: nothing of it is left by --until, --before or --parts")
-    _check_folders(graph, config, run_folder)
+    check_folders(graph, config, run_folder)
     known: dict[str, Resolved] = {}
     artifacts: dict[str, Artifact] = {}
     for stage in graph.stages:
@@ -124,7 +126,7 @@ def check_launch(config: RunConfig) -> None:
             raise ConfigError(f"{name}: {error}") from None
 
 
-def _check_folders(graph: Graph, config: RunConfig, run_folder: Path) -> None:
+def check_folders(graph: Graph, config: RunConfig, run_folder: Path) -> None:
     """Refuse folders that aren't there, unless what reads them is done."""
     resolved = graph.resolve(run_folder)
     for key, stage_name, folder in folders_read(config):
@@ -148,6 +150,7 @@ def _make(
     needs_launcher = runtime.processes > 1 or runtime.engine.startswith("zero")
     if stage.launch == "distributed" and needs_launcher:
         assert resolved.folder is not None
+        refuse_in_requeue(resolved, inputs)  # in one sentence, not one of each process
         resolved.folder.mkdir(parents=True, exist_ok=True)
         with writing(resolved.folder):
             pass  # a second run hears of the first here, in one sentence

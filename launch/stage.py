@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,21 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from launch.begun import record_beginning, refuse_in_requeue
+from launch.supervision import (
+    accounted,
+    ended_when_taken_over,
+    postponed,
+    stopped_by_signals,
+    touching,
+)
 from launch.terminal import add_part_arguments, exit_code_of, progress_line, set_up_logging
-from pipeline.artifacts import JSON, Artifact, open_artifact, seal, set_aside, writing
+from pipeline.artifacts import JSON, Artifact, open_artifact, seal, set_aside
 from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError, load_config
 from pipeline.data.worker_processes import THREAD_VARIABLES
 from pipeline.graph import Graph, Job, Progress, Resolved, Stage, StageError, resolve_stage
+from pipeline.locks import writing
 from stages.recipe import build_graph
 
 logger = logging.getLogger(__name__)
@@ -44,6 +54,8 @@ def run_stage(
     assert folder is not None
     assert resolved.fingerprint is not None
     is_writer = int(os.environ.get("RANK", "0")) == 0
+    if stage.launch == "distributed":
+        refuse_in_requeue(resolved, inputs)
     with ExitStack() as stack:
         if is_writer:
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +64,10 @@ def run_stage(
             if finished is not None:
                 return finished
             stack.enter_context(_log_file(folder, part))
+            if stage.launch == "distributed":
+                record_beginning(resolved, inputs)
+            if "SLURM_JOB_ID" in os.environ:
+                stack.enter_context(ended_when_taken_over(folder))
             logger.info("%s begins in %s", stage.name, folder)
         began = time.monotonic()
         job = Job(
@@ -111,8 +127,10 @@ def make_room(folder: Path) -> None:
 def _locked(folder: Path, part: tuple[int, int], *, whole: bool) -> Iterator[None]:
     """The whole folder for a whole stage; for a part of an array, that part of it."""
     number, parts = part
+    # Of a job that was cancelled something may still be ending on another node.
+    patience = 120.0 if "SLURM_JOB_ID" in os.environ else 1.0
     if whole or parts == 1:
-        with writing(folder, patience=1.0 if parts == 1 else math.inf):
+        with writing(folder, patience=patience if parts == 1 else math.inf):
             yield
     else:
         with writing(folder, shared=True), writing(folder, name=f".lock-{number}-of-{parts}"):
@@ -187,13 +205,19 @@ def run_one(arguments: Sequence[str], *, stage_name: str | None = None) -> int:
     parser.add_argument(
         "--outcome", type=Path, help="a file to add the exit code to: launchers don't pass it on"
     )
+    parser.add_argument(
+        "--account",
+        metavar="PREFIX",
+        help="of PREFIX.alive, touched whenever something moves on, and PREFIX.why, what failed",
+    )
     parsed = parser.parse_args(arguments)
     set_up_logging()
-    with exit_code_of() as outcome:
+    with exit_code_of() as outcome, postponed(signal.SIGUSR2), accounted(parsed.account):
         config = load_config(parsed.config, tuple(parsed.overrides))
         arguments_of_config = config_arguments(parsed.config, parsed.overrides)
         part = checked_part(parsed.part, parsed.parts)
-        _run_named(config, arguments_of_config, stage_name or parsed.stage, part)
+        name = stage_name or parsed.stage
+        _run_named(config, arguments_of_config, name, part=part, account=parsed.account)
     if parsed.outcome is not None:
         with parsed.outcome.open("a") as file:
             file.write(f"{outcome.code}\n")
@@ -209,7 +233,12 @@ def checked_part(part: int, parts: int) -> tuple[int, int]:
 
 
 def _run_named(
-    config: RunConfig, config_arguments: Sequence[str], stage_name: str, part: tuple[int, int]
+    config: RunConfig,
+    config_arguments: Sequence[str],
+    stage_name: str,
+    *,
+    part: tuple[int, int],
+    account: str | None,
 ) -> None:
     graph = build_graph(config)
     stage = graph.stage(stage_name)
@@ -225,7 +254,12 @@ def _run_named(
     if resolved.state == "done":
         logger.warning("%s is done: %s", stage_name, resolved.folder)
         return
-    with progress_line(stage.name) as progress:
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_line(stage.name))
+        if account is not None:
+            progress = touching(Path(f"{account}.alive"), progress)
+        if stage.launch != "distributed":
+            stack.enter_context(stopped_by_signals(stage.name))
         run_stage(resolved, inputs, runtime=config.runtime, progress=progress, part=part)
 
 

@@ -1,33 +1,28 @@
 """Artifacts: folders named by a fingerprint and sealed by a manifest that is written last.
 
 A folder without its manifest is unfinished, whatever else it holds; there is no other notion of
-"done". One writer at a time holds the folder's lock.
+"done". One writer at a time holds the folder's lock; `pipeline.locks` has the rules.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from pipeline.locks import ArtifactError, check_owner, owner
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 # Beside the artifact, not part of it: these may change after the seal. Checkpoints seal themselves.
 UNSEALED = frozenset({"logs", "checkpoints"})
 JSON = Any  # what json.loads returns
-
-
-class ArtifactError(Exception):
-    """A folder that can't be used as it is; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +154,11 @@ def seal(
     summary: dict[str, JSON],
     seconds: float,
 ) -> Artifact:
-    """Hash every file of `folder` and write its manifest: from then on the stage is done."""
+    """Hash every file of `folder` and write its manifest: from then on the stage is done.
+
+    ArtifactError where another run has taken over the right to write there.
+    """
+    check_owner(folder)
     files = tuple(
         SealedFile(
             path=path.relative_to(folder).as_posix(),
@@ -178,6 +177,7 @@ def seal(
         summary=summary,
         provenance=_provenance(seconds),
     )
+    check_owner(folder)  # hashing takes minutes
     write_json(folder / MANIFEST, asdict(manifest))
     return Artifact(folder=folder, manifest=manifest)
 
@@ -221,65 +221,6 @@ def folder_listing(folder: Path) -> str:
     return canonical_digest(files)
 
 
-@contextmanager
-def writing(
-    folder: Path, *, shared: bool = False, name: str = ".lock", patience: float = 1.0
-) -> Iterator[None]:
-    """Hold the right to write in `folder`, or raise ArtifactError saying who holds it after
-    `patience` seconds.
-
-    `shared` lets the parts of an array in together and keeps whole-stage writers out.
-    """
-    path = folder / name
-    with path.open("a+") as lock:
-        if not _locked_within(patience, lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
-            lock.seek(0)
-            raise ArtifactError(
-                f"{folder}: another run is writing here ({lock.read().strip() or 'no record'}); "
-                "wait for it, or stop it, then run the same command again"
-            )
-        if not shared:
-            lock.truncate(0)
-            lock.write(json.dumps(_owner()))
-            lock.flush()
-        yield
-
-
-def _locked_within(seconds: float, file: IO[str], kind: int) -> bool:
-    """Try for a moment: `holder` takes the lock for an instant to see whether it is free."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.05)
-
-
-def holder(folder: Path) -> str | None:
-    """Who is writing in `folder` now, as its lock says; None where nobody is."""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        return (folder / ".lock").read_text().strip()
-    return None
-
-
-def _owner() -> dict[str, JSON]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        "restart": os.environ.get("SLURM_RESTART_COUNT"),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-
-
 def _provenance(seconds: float) -> dict[str, JSON]:
     packages = ("torch", "accelerate", "deepspeed", "numpy", "pillow", "simplejpeg", "webdataset")
     versions = {}
@@ -289,7 +230,7 @@ def _provenance(seconds: float) -> dict[str, JSON]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        **_owner(),
+        **owner(),
         "seconds": round(seconds, 3),
         "command": sys.argv,
         "python": platform.python_version(),

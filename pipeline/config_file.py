@@ -3,12 +3,15 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import RunConfig
+from pipeline.config_section import Section
+
+Settings = TypeVar("Settings", bound=Section)
 
 
 class ConfigError(Exception):
@@ -45,11 +48,20 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     for override in overrides:
         _override(values, override)
     values.setdefault("name", path.stem)
+    name = f"{path} with --set {' '.join(overrides)}" if overrides else str(path)
+    return _validated(RunConfig, values, name)
+
+
+def load_settings(path: Path, kind: type[Settings]) -> Settings:
+    """The settings of another kind than a run that `path` holds, read as strictly."""
+    return _validated(kind, _read_with_parent(path), str(path))
+
+
+def _validated(kind: type[Settings], values: dict[str, Any], name: str) -> Settings:
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        name = f"{path} with --set {' '.join(overrides)}" if overrides else str(path)
-        raise ConfigError(_explain(error, name)) from None
+        raise ConfigError(_explain(error, name, kind)) from None
 
 
 def _read_with_parent(path: Path) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
 
 
-def _explain(error: ValidationError, name: str) -> str:
+def _explain(error: ValidationError, name: str, kind: type[Section]) -> str:
     """One line per mistake: the dotted key, the value, what is allowed."""
     lines = []
     for mistake in error.errors():
@@ -122,7 +134,7 @@ def _explain(error: ValidationError, name: str) -> str:
         value = mistake.get("input")
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = _keys_of_section(location[:-1])
+            known = _keys_of_section(kind, location[:-1])
             near = difflib.get_close_matches(location[-1], known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             message = f"unknown key (value {value!r}){hint or '.'} Known here: {', '.join(known)}"
@@ -134,9 +146,9 @@ def _explain(error: ValidationError, name: str) -> str:
     return "\n".join(lines)
 
 
-def _keys_of_section(location: list[str]) -> list[str]:
+def _keys_of_section(kind: type[Section], location: list[str]) -> list[str]:
     """The keys that are known at a dotted place of the config."""
-    section: Any = RunConfig
+    section: Any = kind
     for part in location:
         fields = getattr(section, "model_fields", None) or section.__dataclass_fields__
         if part in fields:

@@ -1,5 +1,6 @@
 """What several files of tests share because making it takes time, or rights."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -9,6 +10,7 @@ import pytest
 from data_samples import listed, write_photographs
 from demo_run import Run
 from launching import Launched, launcher, run, trainings_of
+from slurm_cluster import SlurmCluster, why_impossible
 
 from pipeline.artifacts import Artifact
 
@@ -52,3 +54,24 @@ def public() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A SLURM with three compute nodes; arrays of three tasks at most, so that some need two."""
+    reason = why_impossible()
+    if reason is not None:
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: its sockets have addresses
+    try:
+        with SlurmCluster(folder, nodes=3, max_array_size=3) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def slurm(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    """The cluster with nothing in its queue, before and after a test."""
+    yield slurm_cluster
+    slurm_cluster.mend()

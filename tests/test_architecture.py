@@ -19,6 +19,7 @@ TORCH_FREE = {
     "tasks",
     "graph",
     "artifacts",
+    "locks",
     "model_configs",
     "corruptions",
 }
@@ -91,7 +92,7 @@ def test_names_say_something_and_the_whole_stays_small():
     vague = {"utils", "util", "common", "helpers", "helper", "misc", "base", "manager"}
     assert not [path for path in MODULES if path.stem in vague]
     assert all(not path.read_text() for path in MODULES if path.name == "__init__.py")
-    assert sum(len(path.read_text().splitlines()) for path in MODULES) <= 17_000
+    assert sum(len(path.read_text().splitlines()) for path in MODULES) <= 19_000
 
 
 def test_only_the_engine_imports_deepspeed():
@@ -130,11 +131,13 @@ print(*sys.modules)
 """
 
 
-@pytest.mark.parametrize("command", ["plan", "status", "verify", "--help"])
+@pytest.mark.parametrize("command", ["plan", "status", "verify", "submit", "--help"])
 def test_commands_of_a_login_node_import_nothing_heavy(command, tmp_path):
     arguments = [command]
     if command != "--help":
         arguments += ["demo", "--set", f"runtime.runs={tmp_path}"]
+    if command == "submit":
+        arguments += ["--cluster", "slurm/cpu", "--dry-run"]
 
     done = subprocess.run(
         [sys.executable, "-c", LOGIN_NODE, *arguments],

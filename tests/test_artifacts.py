@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import artifacts, locks
 from pipeline.artifacts import ArtifactError
 
 
@@ -108,7 +108,7 @@ def test_atomic_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.artifacts import writing
+from pipeline.locks import writing
 with writing(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -129,28 +129,28 @@ def other_writer(tmp_path):
 def test_second_writer_is_told_who_writes_and_stops(tmp_path, other_writer):
     with (
         pytest.raises(ArtifactError, match=f'"pid": {other_writer.pid}'),
-        artifacts.writing(tmp_path),
+        locks.writing(tmp_path),
     ):
         pass
 
-    assert json.loads(artifacts.holder(tmp_path))["pid"] == other_writer.pid
+    assert json.loads(locks.holder(tmp_path))["pid"] == other_writer.pid
 
 
 def test_lock_ends_with_its_holder(tmp_path, other_writer):
     other_writer.kill()
     other_writer.wait()
 
-    with artifacts.writing(tmp_path):
+    with locks.writing(tmp_path):
         pass
-    assert artifacts.holder(tmp_path) is None
+    assert locks.holder(tmp_path) is None
 
 
 def test_parts_of_an_array_share_a_folder_but_keep_a_whole_writer_out(tmp_path):
     with (
-        artifacts.writing(tmp_path, shared=True),
-        artifacts.writing(tmp_path, shared=True),
+        locks.writing(tmp_path, shared=True),
+        locks.writing(tmp_path, shared=True),
         pytest.raises(ArtifactError),
-        artifacts.writing(tmp_path),
+        locks.writing(tmp_path),
     ):
         pass
 

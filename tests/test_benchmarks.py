@@ -40,7 +40,7 @@ def test_gpu_benchmark_measures_every_mode(tmp_path: Path) -> None:
     done = run_script(
         "gpu.py",
         *("--device", "cpu", "--size", "small", "--batch", "1,2", "--steps", "1"),
-        *("--modes", "float32,bfloat16", "--out", str(out)),
+        *("--modes", "float32,bfloat16", "--loop-batch", "0", "--out", str(out)),
         folder=tmp_path,
     )
 

@@ -8,7 +8,8 @@ import time
 import pytest
 from demo_run import Run, wait_for
 
-from pipeline.artifacts import holder, read_manifest
+from pipeline.artifacts import read_manifest
+from pipeline.locks import holder
 
 
 @pytest.mark.parametrize(

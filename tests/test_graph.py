@@ -6,11 +6,12 @@ import pytest
 
 from launch.local import run_graph
 from launch.stage import run_stage
-from pipeline.artifacts import ArtifactError, writing
+from pipeline.artifacts import ArtifactError
 from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError
 from pipeline.config_section import Section
 from pipeline.graph import Graph, Job, Stage, StageError, report_nothing
+from pipeline.locks import writing
 
 
 class Numbers(Section):

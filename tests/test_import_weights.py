@@ -163,8 +163,8 @@ def test_what_exists_is_not_overwritten(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    assert "exists and is not an empty folder" in refused(capsys, file, out="full")
-    assert "exists and is not an empty folder" in refused(capsys, file, out=file.name)
+    assert "exists and is not an empty folder" in refused(capsys, file, out="full", code=2)
+    assert "exists and is not an empty folder" in refused(capsys, file, out=file.name, code=2)
     assert "choose another --out" in refused(capsys, file, out=f"{file.name}/new")
     (tmp_path / "empty").mkdir()
     assert import_weights(file, "--out", tmp_path / "empty") == 0

@@ -1,6 +1,7 @@
 """Costs that the loop is told, and what it says of them."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pipeline.training.loop import fit
 from pipeline.training.model_facts import ModelFacts, peak_flops
 from pipeline.training.objectives import RestorationObjective
 from pipeline.training.placement import LaunchError, out_of_memory, share_out
-from tests.training_toys import toy_batches, toy_config, toy_model, toy_runtime
+from tests.training_toys import toy_batches, toy_config, toy_fit, toy_model, toy_runtime
 
 IPT_BASE = IPTConfig(scales={task: TASKS[task].scale for task in PUBLISHED_ORDER})
 
@@ -61,6 +62,16 @@ def test_utilisation_is_of_all_steps_since_the_last_row() -> None:
         "step 5/20  samples 40  task sr2  loss none  lr 5.0e-05  4 samples/s  25% MFU  "
         "data wait 0%  3.2 GiB  skipped 2  10 h 00 min left"
     )
+
+
+def test_the_log_begins_with_how_a_batch_is_shared_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        toy_fit(tmp_path, micro_batch=6)
+
+    said = "ddp: 1 process × 2 micro-batches × 6 samples in float32 on CPU, its peak is not known"
+    assert said in caplog.text
 
 
 def test_flops_that_nobody_knows_are_not_guessed() -> None:

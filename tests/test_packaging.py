@@ -65,6 +65,8 @@ def test_wheel_has_the_packages_configs_and_assets_and_no_tests(wheel):
     for name in (
         "pipeline/_configs/demo.yaml",
         "pipeline/_configs/imagenet.yaml",
+        "pipeline/_configs/slurm/gpu.yaml",
+        "launch/stage.sbatch.j2",
         "pipeline/assets/photos/chelsea.png",
         "pipeline/assets/photos/LICENSES.md",
     ):
@@ -89,3 +91,21 @@ def test_installed_wheel_plans_the_demo_away_from_any_checkout(wheel, tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert "source@photos" in done.stdout
+
+
+def test_installed_wheel_renders_batch_scripts_away_from_any_checkout(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from launch.__main__ import main; "
+    arguments = ["submit", "demo", "--cluster", "slurm/cpu", "--dry-run"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", code + f"sys.exit(main({arguments}))"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert f"{site}/launch/stage.py" in done.stdout

@@ -13,7 +13,7 @@ import pytest
 import torch
 from demo_run import Run, wait_for
 
-from benchmarks.kill_pretrain import kill_and_compare
+from benchmarks.kill_pretrain import kill_and_compare, prepare
 from benchmarks.process_tree import is_alive, kill_tree, process_tree, rank_of
 from pipeline.training.checkpoint import CheckpointError
 from pipeline.training.loop import fit
@@ -29,6 +29,11 @@ from tests.training_toys import (
 )
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("prepared") / "runs")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "moment"),
@@ -41,10 +46,11 @@ from tests.training_toys import (
     ],
 )
 def test_killed_in_all_processes_the_same_command_ends_with_the_same_bits(
-    tmp_path: Path, engine: str, moment: str
+    prepared: Path, tmp_path: Path, engine: str, moment: str
 ) -> None:
     # It raises where a bit differs from a run that was never disturbed.
-    kills, ends = kill_and_compare(tmp_path / "runs", engine, 1, seed=2, moments=(moment,))
+    place = tmp_path / "runs"
+    kills, ends = kill_and_compare(place, prepared, engine, 1, seed=2, moments=(moment,))
 
     assert len(kills) == 1
     assert ends >= 1

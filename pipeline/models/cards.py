@@ -13,7 +13,11 @@ SHA-256 of that file: `{{ sha256 }}`
 
 License: its publisher's
 {%- else -%}
+{% if checkpoint -%}
+Exported from a checkpoint: {{ checkpoint }}
+{%- else -%}
 Trained on: {{ trained_on }}
+{%- endif %}
 
 Fingerprint of the run's config: `{{ fingerprint }}`
 {%- endif %}

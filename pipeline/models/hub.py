@@ -107,13 +107,15 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
         *,
         trained_on: str = "not recorded",
         fingerprint: str = "not recorded",
+        checkpoint: str = "",
         tasks: tuple[str, ...] = (),
         published_file: str = "",
         sha256: str = "",
     ) -> ModelCard:
         """The README.md of the folder; `save_pretrained(model_card_kwargs=...)` gives these.
 
-        Of imported weights, `published_file` and its `sha256` are the origin.
+        Of imported weights, `published_file` and its `sha256` are the origin; `checkpoint` says
+        how far a training was that gave them.
         """
         if not tasks and isinstance(self.config, IPTConfig):
             tasks = tuple(self.config.scales)
@@ -127,6 +129,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
             example=next(iter(tasks), ""),
             trained_on=trained_on,
             fingerprint=fingerprint,
+            checkpoint=checkpoint,
             published_file=published_file,
             sha256=sha256,
             parameters=f"{self.config.parameters:,}",
@@ -235,6 +238,10 @@ def check_model_folder(folder: Path) -> str:
 
 def model_of_config(path: Path) -> HubModel:
     """A model with the config of a config.json and no weights yet, or ModelFileError."""
+    # Only a kind that is imported is known; each of them imports this module.
+    import pipeline.models.dncnn
+    import pipeline.models.ipt  # noqa: F401
+
     kinds = {each.__name__: each for each in HubModel.__subclasses__()}
     model = kinds[_known_architecture(path)]
     return model(_read_config(path, model))

@@ -3,7 +3,6 @@
 import copy
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from pipeline.training.checkpoint import (
     TrainState,
     opened,
 )
+from pipeline.training.checkpoint_names import checkpoint_name, newest_first, step_of
 from pipeline.training.optimizer import MOMENTS
 from pipeline.training.placement import Place
 from pipeline.training.torch_engine import TorchEngine
@@ -33,7 +33,6 @@ from pipeline.training.torch_engine import TorchEngine
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-NAME = re.compile(r"step-(\d{8,})")
 TRASH = ".trash-"
 UNFINISHED = ".unfinished-"
 GIB = 2**30
@@ -77,7 +76,7 @@ class CheckpointFolder:
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; those that don't are reported and passed over."""
-        for folder in reversed(self._folders()):
+        for folder in newest_first(self.folder):
             try:
                 return self._verified(folder)
             except (ArtifactError, OSError, KeyError, TypeError) as error:
@@ -107,14 +106,8 @@ class CheckpointFolder:
             )
         return opened(artifact)
 
-    def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        found = [path for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
-        return sorted(found, key=_step_of)
-
     def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / checkpoint_name(step)
 
     def _verified(self, folder: Path) -> Checkpoint:
         artifact = open_artifact(folder)
@@ -173,7 +166,7 @@ class CheckpointFolder:
     def check_space(self, bytes_each: int) -> None:
         """Raise CheckpointRefused now if there is no room for the checkpoints to come."""
         # The oldest goes when the newest is there.
-        to_come = max(1, self.keep + 1 - len(self._folders()))
+        to_come = max(1, self.keep + 1 - len(newest_first(self.folder)))
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < to_come * bytes_each:
@@ -198,8 +191,8 @@ class CheckpointFolder:
             self._discard(final)
         temporary.rename(final)
         sync_folder(self.folder)
-        for old in self._folders()[: -self.keep]:
-            if self.keep_every is None or _step_of(old) % self.keep_every:
+        for old in newest_first(self.folder)[self.keep :]:
+            if self.keep_every is None or (step_of(old) or 0) % self.keep_every:
                 self._discard(old)
 
     def _discard(self, folder: Path) -> None:
@@ -239,7 +232,3 @@ def _moments(
 ) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in parameters.items():
         yield name, engine.moment(parameter, moment)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))

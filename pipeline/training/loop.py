@@ -16,9 +16,16 @@ from pipeline.graph import Progress, StageError, StoppedWithCheckpoint, report_n
 from pipeline.training.batch_statistics import BatchStatistics
 from pipeline.training.checkpoint import Checkpoint, TrainState
 from pipeline.training.checkpoint_folder import CheckpointFolder, checkpoint_bytes
+from pipeline.training.checkpoint_names import CHECKPOINTS
 from pipeline.training.engine import build_engine, started
 from pipeline.training.logs import Interval, TrainingLog, peak_memory_gib
-from pipeline.training.model_facts import ModelFacts, device_memory, device_name, peak_flops
+from pipeline.training.model_facts import (
+    ModelFacts,
+    device_memory,
+    device_name,
+    peak_flops,
+    what_runs,
+)
 from pipeline.training.nonfinite import Keys, suspects
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.optimizer import learning_rate
@@ -31,7 +38,6 @@ from pipeline.training.watchdog import Watchdog, watched
 logger = logging.getLogger(__name__)
 
 BODY = "body"  # the parameter group that every step uses
-CHECKPOINTS = "checkpoints"
 Pictures = Callable[[nn.Module], Mapping[str, Tensor]]
 
 
@@ -104,6 +110,8 @@ def fit(
             stack.callback(log.close)
         writer = CheckpointWriter(checkpoints.write)
         stack.callback(writer.close)
+        if place.rank == 0:
+            logger.info("%s", what_runs(name, place, accelerator.device, config.precision))
         training = _Training(
             engine=engine,
             config=config,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.model_configs import Precision
+from pipeline.training.placement import Place
 
 # FLOP/s of dense products, by the makers' data sheets: bfloat16, TF32, float32. First match counts.
 PEAKS = {
@@ -60,3 +61,15 @@ def peak_flops(device: str, precision: Precision, *, tf32: bool = False) -> floa
             full = with_tf32 if tf32 else float32
             return bfloat16 if precision == "bfloat16" else full
     return None
+
+
+def what_runs(engine: str, place: Place, device: torch.device, precision: Precision) -> str:
+    """One line for the log: how a batch is shared out, and of what utilisation is counted."""
+    name = device_name(device)
+    peak = peak_flops(name, precision)
+    utilisation = f"MFU is of {peak / 1e12:.0f} TFLOP/s" if peak else "its peak is not known here"
+    processes = f"{place.world_size} process{'es' * (place.world_size > 1)}"
+    return (
+        f"{engine}: {processes} × {place.accumulation} micro-batches × {place.micro_batch} samples "
+        f"in {precision} on {name}, {utilisation}"
+    )

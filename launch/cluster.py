@@ -1,0 +1,91 @@
+"""What a cluster is like: one YAML file, in no fingerprint. See configs/slurm/."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.config_section import Positive, Section
+from pipeline.graph import Stage
+
+StageKind = Literal[
+    "source", "rain-layers", "corrupt", "pretrain", "finetune", "dncnn", "evaluate", "report"
+]
+# Of the kinds: what has its own section above `stages`.
+ARRAYS: tuple[StageKind, ...] = ("corrupt",)
+DISTRIBUTED: tuple[StageKind, ...] = ("pretrain", "finetune", "dncnn")
+
+
+def _quoted_time(value: object) -> object:
+    """YAML reads 24:00:00 as the number 86400, which SLURM would take for minutes."""
+    if isinstance(value, int):
+        raise ValueError('write it in quotes, as in "24:00:00" (hours) or "2-12" (days-hours)')
+    return value
+
+
+Word = Annotated[str, Field(pattern=r"^[^\s'\"\\$`]+$")]  # goes onto a line of a shell script
+Line = Annotated[str, Field(pattern=r"^[^\n]*$")]
+Time = Annotated[
+    str, BeforeValidator(_quoted_time), Field(pattern=r"^(\d+-\d+(:\d\d){0,2}|\d+(:\d\d){1,2})$")
+]
+
+
+class Resources(Section):
+    """What the jobs of some stages ask for. What is left out is as in the section around it."""
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    nodes: Positive | None = None  # of a distributed stage; the others take one (default: 1)
+    gpus: Annotated[int, Field(ge=0)] | None = None  # per node, a process for each (default: 0)
+    cpus: Positive | None = None  # per node (default: 1)
+    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None  # per node, such as 64G
+    time: Time | None = None
+    parts: Positive | None = None  # jobs that share an array stage (default: 1)
+    at_once: Positive | None = None  # most of them that run at the same time
+    options: tuple[Line, ...] | None = None  # further ones of sbatch, such as --constraint=a100
+
+    def over(self, below: "Resources") -> "Resources":
+        """These, and what they leave out from `below`."""
+        given = {key: value for key, value in self if value is not None}
+        return below.model_copy(update=given)
+
+
+class Cluster(Section):
+    jobs: Resources = Resources()  # all of them
+    single: Resources = Resources()  # source, rain-layers, evaluate, report
+    array: Resources = Resources()  # corrupt
+    distributed: Resources = Resources()  # pretrain, finetune, dncnn
+    stages: dict[StageKind, Resources] = Field(default_factory=dict)  # what differs for a kind
+    setup: tuple[Line, ...] = ()  # of the shell, before a stage: module load …, export …
+    container: Line = ""  # a command to run Python in, such as: apptainer exec --nv image.sif
+    python: Word | None = None  # of the compute nodes; None: the one that submits
+    seconds_before_limit: Annotated[int, Field(ge=0, le=65535)] = 300  # when a stage is to stop
+    hung_after_seconds: Positive = 1800  # without a step, a shard or a picture
+    starts_without_progress: Positive = 3  # of a job, after which it fails
+
+    def resources(self, stage: Stage) -> Resources:
+        """What the jobs of a stage ask for."""
+        of_launch: Resources = getattr(self, stage.launch)
+        for kind, of_kind in self.stages.items():
+            if kind == stage.kind:
+                return of_kind.over(of_launch.over(self.jobs))
+        return of_launch.over(self.jobs)
+
+    @model_validator(mode="after")
+    def _numbers_fit_their_stages(self) -> Self:
+        sections: list[tuple[str, Resources, tuple[StageKind, ...]]]
+        sections = [("jobs", self.jobs, ()), ("single", self.single, ())]
+        sections += [(f"stages.{kind}", each, (kind,)) for kind, each in self.stages.items()]
+        for name, section, kinds in sections:
+            if (section.nodes or 1) > 1 and not set(kinds) & set(DISTRIBUTED):
+                raise ValueError(
+                    f"{name}.nodes: {section.nodes}, but only distributed stages take more than "
+                    "one; write it under distributed, or under one of "
+                    f"{', '.join(f'stages.{kind}' for kind in DISTRIBUTED)}"
+                )
+        if self.array.nodes not in (None, 1):
+            raise ValueError("array.nodes: each part takes one node; use more parts")
+        for name, section, kinds in [*sections, ("distributed", self.distributed, ())]:
+            if (section.parts or section.at_once) and not set(kinds) & set(ARRAYS):
+                raise ValueError(f"{name}: parts and at_once belong under array or stages.corrupt")
+        return self

@@ -1,0 +1,117 @@
+"""What SLURM is asked and told: sbatch, squeue, sacct, scancel, scontrol."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.terminal import CommandFailed
+
+TIMEOUT = 120  # seconds, of one answer
+DEFAULT_MAX_ARRAY_SIZE = 1001
+FIELDS = "%F|%K|%T|%j|%r|%k"
+COMPLETING_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """A job, or one task of an array, that SLURM has not finished with."""
+
+    job: str
+    task: int | None  # of an array
+    state: str  # such as PENDING
+    name: str
+    reason: str
+    comment: str
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
+
+
+def is_here() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def require() -> None:
+    if not is_here():
+        raise CommandFailed(
+            "sbatch is not on the PATH: give this command on a login node of the cluster, or "
+            "`ipt run CONFIG`, which makes the same graph on this machine"
+        )
+
+
+def _ask(command: Sequence[str]) -> str:
+    """The output of a tool; CommandFailed with what it says itself."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise CommandFailed(
+            f"{command[0]}: no answer within {TIMEOUT} s; is the controller away? Give the same "
+            "command again, it goes on"
+        ) from None
+    except OSError as error:
+        raise CommandFailed(f"{command[0]}: {error.strerror}") from None
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise CommandFailed(f"{command[0]}: {said}")
+    return done.stdout
+
+
+def queued_jobs() -> list[QueuedJob]:
+    """All jobs of this user that wait, run or are being ended; each task of an array by itself."""
+    user = str(os.getuid())
+    output = _ask(["squeue", "--noheader", "--array", f"--user={user}", f"--format={FIELDS}"])
+    jobs = []
+    for line in output.splitlines():
+        job, task, state, name, reason, comment = line.split("|", 5)
+        number = int(task) if task.isdigit() else None
+        jobs.append(
+            QueuedJob(job=job, task=number, state=state, name=name, reason=reason, comment=comment)
+        )
+    return jobs
+
+
+def settled_jobs() -> list[QueuedJob]:
+    """`queued_jobs` once none of them is on its way out, so that it is known which ones go on."""
+    until = time.monotonic() + COMPLETING_SECONDS
+    while True:
+        jobs = queued_jobs()
+        if all(job.state != "COMPLETING" for job in jobs) or time.monotonic() > until:
+            return jobs
+        time.sleep(1)
+
+
+def submit(script: Path, *, options: Sequence[str], arguments: Sequence[str]) -> str:
+    """Hand in a batch script; the id of its job."""
+    output = _ask(["sbatch", "--parsable", *options, str(script), *arguments])
+    return output.strip().partition(";")[0]  # what follows is the cluster's name
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    _ask(["scancel", *jobs])
+
+
+def max_array_size() -> int:
+    """One more than the largest index of an array's task."""
+    if shutil.which("scontrol") is None:
+        return DEFAULT_MAX_ARRAY_SIZE
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]), re.M)
+    return int(found[1]) if found else DEFAULT_MAX_ARRAY_SIZE
+
+
+def accounted_states(jobs: Sequence[str]) -> dict[str, str]:
+    """The last states of jobs as the accounting has them, by id; none where there is no sacct."""
+    if not jobs or shutil.which("sacct") is None:
+        return {}
+    command = ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State"]
+    try:
+        output = _ask([*command, f"--jobs={','.join(jobs)}"])
+    except CommandFailed:  # many clusters keep no accounts
+        return {}
+    rows = (line.split("|", 1) for line in output.splitlines() if "|" in line)
+    return {job: state.split()[0] for job, state in rows if state}

@@ -1,0 +1,258 @@
+"""`ipt submit` and `ipt cancel`: the graph as jobs of SLURM, each waiting for what it reads."""
+
+import shlex
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from launch import slurm
+from launch.cluster import Cluster
+from launch.local import check_folders
+from launch.sbatch import SLURM_FOLDER, Place, check_processes, job_name, render
+from launch.stage import make_room
+from launch.submitted import (
+    LiveStage,
+    Submission,
+    comment,
+    dependencies,
+    live_stages,
+    read_records,
+    record,
+)
+from launch.terminal import CommandFailed
+from pipeline.artifacts import canonical_digest, write_atomically
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config, load_settings
+from pipeline.graph import Graph, Resolved, Stage
+from pipeline.locks import writing
+from stages.recipe import build_graph
+
+PATIENCE = 120.0  # seconds, for another submission of the same run
+
+
+def submit(path: Path, overrides: tuple[str, ...], cluster_path: Path, *, dry_run: bool) -> int:
+    """Hand in a job for every stage that is not done and that SLURM does not have already."""
+    config = load_config(path, overrides)
+    cluster = load_settings(cluster_path, Cluster)
+    graph = build_graph(config)
+    check_processes(config, cluster, graph.stages)
+    run_folder = (config.runtime.runs / config.name).absolute()
+    check_folders(graph, config, run_folder)
+    content = _content(config)
+    snapshot = run_folder / SLURM_FOLDER / f"config-{canonical_digest(_values(config))[:12]}.yaml"
+    place = Place(config=config, snapshot=snapshot, cluster=cluster)
+    if dry_run:
+        _print_scripts(graph, place)
+        return 0
+    slurm.require()
+    for name in ("logs", "jobs"):
+        (place.folder / name).mkdir(parents=True, exist_ok=True)
+    with writing(place.folder, patience=PATIENCE):
+        origin = f"# {path}{''.join(f' --set {each}' for each in overrides)}\n"
+        write_atomically(snapshot, origin + yaml.safe_dump(_values(config), sort_keys=False))
+        submission = _Submitting(place=place, content=content)
+        submission.hand_in(graph)
+    _print_end(submission.handed_in, path, overrides)
+    return 0
+
+
+def cancel(path: Path, overrides: tuple[str, ...]) -> int:
+    """Cancel what was submitted of this run, and nothing else."""
+    config = load_config(path, overrides)
+    run_folder = (config.runtime.runs / config.name).absolute()
+    folder = run_folder / SLURM_FOLDER
+    slurm.require()
+    if not folder.is_dir():
+        print(f"nothing of {config.name} was ever submitted")
+        return 0
+    with writing(folder, patience=PATIENCE):  # not in the middle of a submission
+        live = live_stages(slurm.queued_jobs(), read_records(folder), run_folder)
+        jobs = [(job, stage) for stage, each in live.items() for job in each.waiting]
+        if jobs:
+            slurm.cancel([job for job, _ in jobs])
+    for job, stage in jobs:
+        print(f"✗ {stage:<32} job {job} cancelled")
+    if not jobs:
+        print(f"nothing of {config.name} is in the queue")
+    return 0
+
+
+def _values(config: RunConfig) -> dict[str, object]:
+    """What a config says beyond the defaults, as YAML would."""
+    return {"name": config.name} | config.model_dump(mode="json", exclude_defaults=True)
+
+
+def _content(config: RunConfig) -> str:
+    """A digest of all that decides results."""
+    values = config.model_dump(mode="json", exclude_defaults=True, exclude={"runtime"})
+    return canonical_digest(values)[:12]
+
+
+def _print_scripts(graph: Graph, place: Place) -> None:
+    print(f"# would be written to {place.folder} and submitted so; what is in the queue already")
+    print("# is not looked at")
+    resolved = graph.resolve(place.run_folder)
+    for stage in graph.stages:
+        if resolved[stage.name].state == "done":
+            continue
+        waits_for = [
+            each.name for each in stage.inputs.values() if resolved[each.name].state != "done"
+        ]
+        dependency = [f"--dependency=afterok:{':'.join(waits_for)}"] if waits_for else []
+        parts = place.cluster.resources(stage).parts or 1
+        limits = slurm.DEFAULT_MAX_ARRAY_SIZE
+        arrays = _arrays(stage, range(parts), place.cluster, most=limits)
+        for array in arrays:
+            options = [*dependency, *array.options]
+            script = f"{stage.name}.sbatch"
+            print(f"\n# sbatch {shlex.join([*options, script, *array.arguments])}")
+        print(render(stage, place), end="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Array:
+    """One call of sbatch: some parts of an array stage, or a whole stage."""
+
+    offset: int = 0
+    tasks: tuple[int, ...] | None = None
+    options: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
+def _arrays(stage: Stage, parts: Iterable[int], cluster: Cluster, *, most: int) -> list[_Array]:
+    """Calls of sbatch that make these parts, with at most `most` tasks each."""
+    if stage.launch != "array":
+        return [_Array()]
+    chunks: dict[int, list[int]] = {}
+    for part in sorted(parts):
+        chunks.setdefault(part // most, []).append(part % most)
+    at_once = cluster.resources(stage).at_once
+    throttle = f"%{max(1, at_once // len(chunks))}" if at_once else ""
+    return [
+        _Array(
+            offset=number * most,
+            tasks=tuple(tasks),
+            options=(f"--array={_ranges(tasks)}{throttle}",),
+            arguments=(str(number * most),),
+        )
+        for number, tasks in chunks.items()
+    ]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers as SLURM writes them: 0-3,7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+@dataclass(kw_only=True)
+class _Submitting:
+    """One submission, stage after stage; the lock of the SLURM folder is held."""
+
+    place: Place
+    content: str
+    handed_in: list[Submission] = field(default_factory=list)
+    time: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
+
+    def hand_in(self, graph: Graph) -> None:
+        place = self.place
+        self.records = read_records(place.folder)
+        live = live_stages(slurm.settled_jobs(), self.records, place.run_folder)
+        # After the queue was read: what has ended meanwhile is sealed by now.
+        resolved = graph.resolve(place.run_folder)
+        self._refuse_other_configs(graph, live)
+        self.most = slurm.max_array_size()
+        waits: dict[str, tuple[str, ...]] = {}  # for what the dependents of a stage wait
+        for stage in graph.stages:
+            each, mine = resolved[stage.name], live.get(stage.name)
+            if each.state == "done":
+                print(f"✓ {stage.name:<32} done")
+                continue
+            parents = [parent.name for parent in stage.inputs.values()]
+            if mine is not None and self._made_again(parents):
+                # Its dependency can't be met any more: SLURM is about to cancel it.
+                slurm.cancel(list(mine.waiting))
+                mine = None
+            known = dependencies(mine, self.records, place.folder) if mine else ()
+            if known:
+                print(f"▸ {stage.name:<32} in the queue: job {', '.join(known)}")
+            after = tuple(dict.fromkeys(job for name in parents for job in waits.get(name, ())))
+            new = self._hand_in_stage(each, mine, after)
+            waits[stage.name] = (*known, *(submission.job for submission in new))
+
+    def _made_again(self, names: Sequence[str]) -> bool:
+        return any(submission.stage in names for submission in self.handed_in)
+
+    def _refuse_other_configs(self, graph: Graph, live: dict[str, LiveStage]) -> None:
+        """Jobs of one run must all mean the same by it."""
+        for name, stage in live.items():
+            why = ""
+            if stage.content != self.content:
+                why = "another config"
+            elif stage.parts != self._parts(graph.stage(name)):
+                why = f"{stage.parts} parts"
+            if why:
+                raise CommandFailed(
+                    f"{name} is in the queue with {why} (job {', '.join(stage.waiting)}): wait "
+                    "for it, or give `ipt cancel`, then submit again"
+                )
+
+    def _parts(self, stage: Stage) -> int:
+        is_array = stage.launch == "array"
+        return (self.place.cluster.resources(stage).parts or 1) if is_array else 1
+
+    def _hand_in_stage(
+        self, resolved: Resolved, mine: LiveStage | None, after: tuple[str, ...]
+    ) -> list[Submission]:
+        stage, place = resolved.stage, self.place
+        parts = self._parts(stage)
+        needed = set(range(parts)) - (mine.parts_live if mine else set())
+        if not needed:
+            return []
+        if resolved.is_stale and mine is None:
+            assert resolved.folder is not None
+            make_room(resolved.folder)
+        script = place.folder / f"{stage.name}.sbatch"
+        write_atomically(script, render(stage, place))
+        dependency = [f"--dependency=afterok:{':'.join(after)}"] if after else []
+        new = []
+        for array in _arrays(stage, needed, place.cluster, most=self.most):
+            submission = Submission(
+                job="",
+                stage=stage.name,
+                name=job_name(place.config, stage),
+                content=self.content,
+                parts=parts,
+                offset=array.offset,
+                tasks=array.tasks,
+                after=after,
+                time=self.time,
+            )
+            options = [f"--comment={comment(submission, place.run_folder)}", *dependency]
+            job = slurm.submit(
+                script, options=[*options, *array.options], arguments=array.arguments
+            )
+            submission = Submission(**{**vars(submission), "job": job})
+            record(place.folder, submission)
+            new.append(submission)
+            self.handed_in.append(submission)
+            tasks = "" if array.tasks is None else f", {len(array.tasks)} of {parts} parts"
+            waiting = f", after {', '.join(after)}" if after else ""
+            print(f"▸ {stage.name:<32} job {job}{tasks}{waiting}", flush=True)
+        return new
+
+
+def _print_end(handed_in: Sequence[Submission], path: Path, overrides: Sequence[str]) -> None:
+    arguments = shlex.join([str(path), *(part for each in overrides for part in ("--set", each))])
+    if handed_in:
+        print(f"\n{len(handed_in)} jobs submitted; how far they are: ipt status {arguments}")
+    else:
+        print("\nnothing to submit: every stage is done or in the queue")

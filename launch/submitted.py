@@ -1,0 +1,132 @@
+"""What was submitted of a run: the records in its folder, and which of it SLURM still has."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from launch.slurm import QueuedJob
+from pipeline.artifacts import sync_folder
+
+RECORDS = "jobs.jsonl"
+MARK = "ipt"  # how a comment of ours begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job that was handed in: a stage, or some parts of an array stage."""
+
+    job: str
+    stage: str
+    name: str
+    content: str  # digest of what the run's config says about content
+    parts: int = 1  # that share the stage
+    offset: int = 0  # part of the array's task 0
+    tasks: tuple[int, ...] | None = None  # of the array; None: no array
+    after: tuple[str, ...] = ()  # what it waits for
+    time: str = ""
+
+    def account(self, folder: Path, task: int | None) -> Path:
+        """Where a job keeps account of itself, without the suffix."""
+        return folder / "jobs" / (self.job if task is None else f"{self.job}_{task}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveStage:
+    """What SLURM has of one stage."""
+
+    content: str
+    parts: int
+    waiting: dict[str, set[int | None]] = field(default_factory=dict)  # tasks by job
+    queued: list[QueuedJob] = field(default_factory=list)
+    parts_live: set[int] = field(default_factory=set)
+
+
+def comment(submission: Submission, run_folder: Path) -> str:
+    """What a job carries in SLURM, so that it is known even where its record was never written."""
+    facts = (submission.content, submission.parts, submission.offset, submission.stage)
+    return ",".join([MARK, *map(str, facts), str(run_folder)])
+
+
+def record(folder: Path, submission: Submission) -> None:
+    path = folder / RECORDS
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(submission), sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def read_records(folder: Path) -> list[Submission]:
+    """Oldest first; a line that a full disk cut short is left out."""
+    path = folder / RECORDS
+    if not path.is_file():
+        return []
+    submissions = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        tasks = values.pop("tasks")
+        after = tuple(values.pop("after"))
+        submissions.append(
+            Submission(tasks=None if tasks is None else tuple(tasks), after=after, **values)
+        )
+    return submissions
+
+
+def live_stages(
+    queue: Iterable[QueuedJob], records: Sequence[Submission], run_folder: Path
+) -> dict[str, LiveStage]:
+    """What of this run SLURM has not finished with, by stage."""
+    of_record = {each.job: each for each in records}
+    live: dict[str, LiveStage] = {}
+    for job in queue:
+        submission = _identify(job, run_folder) or of_record.get(job.job)
+        if submission is None or submission.name != job.name:
+            continue
+        stage = live.setdefault(
+            submission.stage, LiveStage(content=submission.content, parts=submission.parts)
+        )
+        stage.waiting.setdefault(job.job, set()).add(job.task)
+        stage.queued.append(job)
+        stage.parts_live.add(submission.offset + (job.task or 0))
+    return live
+
+
+def _identify(job: QueuedJob, run_folder: Path) -> Submission | None:
+    """A job by its comment; None where it is of another run, or of none."""
+    mark, *facts = job.comment.split(",", 5)
+    if mark != MARK or len(facts) != 5 or facts[-1] != str(run_folder):
+        return None
+    content, parts, offset, stage, _ = facts
+    return Submission(
+        job=job.job,
+        stage=stage,
+        name=job.name,
+        content=content,
+        parts=int(parts),
+        offset=int(offset),
+    )
+
+
+def dependencies(live: LiveStage, records: Sequence[Submission], folder: Path) -> tuple[str, ...]:
+    """What a dependent must wait for: whole arrays, or, where a task of one has failed for good
+    and is made again, the tasks that are left."""
+    of_record = {each.job: each for each in records}
+    ids: list[str] = []
+    for job, tasks in live.waiting.items():
+        submission = of_record.get(job)
+        others = set(submission.tasks or ()) - tasks if submission else set()
+        if submission is None or all(_ended_well(submission, folder, task) for task in others):
+            ids.append(job)
+        else:
+            ids += [f"{job}_{task}" for task in sorted(task for task in tasks if task is not None)]
+    return tuple(ids)
+
+
+def _ended_well(submission: Submission, folder: Path, task: int | None) -> bool:
+    path = Path(f"{submission.account(folder, task)}.ended")
+    return path.is_file() and path.read_text().strip() == "0"

@@ -1,0 +1,116 @@
+"""What a stage does for the batch script that watches it: signs of life, answers to signals, and an
+end as soon as SLURM has started a newer copy of the same job."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from launch.terminal import FAILED
+from pipeline.artifacts import write_atomically
+from pipeline.config_file import ConfigError
+from pipeline.graph import Progress, StageError, StoppedWithCheckpoint
+from pipeline.locks import GRACE_SECONDS, ArtifactError, check_owner
+
+logger = logging.getLogger(__name__)
+
+SENTENCES = (ConfigError, StageError, ArtifactError)
+SECONDS_BETWEEN_SIGNS = 2.0
+SECONDS_UNTIL_SENT_AGAIN = 0.5
+SECONDS_BETWEEN_CHECKS = GRACE_SECONDS / 3
+
+
+def touching(file: Path, progress: Progress) -> Progress:
+    """`progress` that also touches a file, whose age then says how long nothing has moved."""
+    touched = 0.0
+
+    def both(done: int, total: int, note: str = "") -> None:
+        nonlocal touched
+        if time.monotonic() - touched > SECONDS_BETWEEN_SIGNS:
+            touched = time.monotonic()
+            file.touch()
+        progress(done, total, note)
+
+    return both
+
+
+@contextmanager
+def accounted(prefix: str | None) -> Iterator[None]:
+    """Leave what went wrong, if anything does, in PREFIX.why."""
+    try:
+        yield
+    except StoppedWithCheckpoint:
+        raise
+    except Exception as error:
+        if prefix is not None:
+            kind = "" if isinstance(error, SENTENCES) else f"{type(error).__name__}: "
+            write_atomically(Path(f"{prefix}.why"), f"{kind}{error}\n")
+        raise
+
+
+@contextmanager
+def postponed(number: signal.Signals) -> Iterator[None]:
+    """Keep a signal for the handler that comes later: a process needs seconds to begin, and SLURM
+    warns of the time limit only once."""
+
+    def send_again(*_: object) -> None:
+        timer = threading.Timer(SECONDS_UNTIL_SENT_AGAIN, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    before = signal.signal(number, send_again)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
+def stopped_by_signals(stage_name: str) -> Iterator[None]:
+    """Stop a stage that has no steps at the signals that stop a training."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedWithCheckpoint(
+            f"{stage_name}: stopped by {signal.Signals(number).name}; what is finished is kept, "
+            "the same command goes on from there"
+        )
+
+    numbers = (signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ended_when_taken_over(folder: Path) -> Iterator[None]:
+    """End this process when another one holds its lock on `folder`: between two seals, too, it
+    must not write beside its successor."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(SECONDS_BETWEEN_CHECKS):
+            try:
+                check_owner(folder)
+            except ArtifactError as error:
+                logger.error("%s", error)
+                sys.stderr.flush()
+                os._exit(FAILED)
+            except OSError as error:
+                logger.warning("%s: %s", folder, error)  # a file system that is away for a moment
+
+    thread = threading.Thread(target=watch, name="ended-when-taken-over", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

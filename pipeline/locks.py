@@ -1,0 +1,176 @@
+"""Who may write in a folder: one process at a time, or the parts of an array side by side.
+
+SLURM may start a job again while its first copy still runs, on a node that it can't reach. The
+newer copy then takes the lock over, and the older one finds that out before it seals anything.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+Record = dict[str, Any]  # as JSON gives it: host, pid, job, restart, since
+# After a lock was taken over, what its older holder has to notice that in; it looks every second.
+GRACE_SECONDS = 3.0
+
+
+class ArtifactError(Exception):
+    """A folder that can't be used as it is; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lock:
+    path: Path
+    file: IO[str]
+    record: str  # what this process wrote into it; empty where it shares the lock
+
+    def check(self) -> None:
+        """Read the owner again; ArtifactError where it is no longer this process."""
+        if not self.record:
+            return
+        try:
+            found = self.path.read_text()
+        except FileNotFoundError:
+            found = ""
+        if found != self.record:
+            raise ArtifactError(
+                f"{self.path.parent}: another run has taken over here ({found or 'no record'}); "
+                "this one writes nothing more"
+            )
+
+
+_held: list[_Lock] = []  # by this process
+
+
+@contextmanager
+def writing(
+    folder: Path, *, shared: bool = False, name: str = ".lock", patience: float = 1.0
+) -> Iterator[None]:
+    """Hold the right to write in `folder`, or raise ArtifactError saying who holds it after
+    `patience` seconds.
+
+    `shared` lets the parts of an array in together and keeps whole-stage writers out.
+    """
+    lock = _acquire(folder / name, shared=shared, patience=patience)
+    _held.append(lock)
+    try:
+        yield
+    finally:
+        _held.remove(lock)
+        lock.file.close()
+
+
+def check_owner(folder: Path) -> None:
+    """ArtifactError where this process holds a lock on `folder` or a folder around it that another
+    has meanwhile taken over."""
+    for lock in list(_held):
+        if folder.is_relative_to(lock.path.parent):
+            lock.check()
+
+
+def holder(folder: Path) -> str | None:
+    """Who is writing in `folder` now, as its lock says; None where nobody is."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return (folder / ".lock").read_text().strip()
+    return None
+
+
+def owner() -> Record:
+    """This process, as locks and manifests name it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": job,
+        "restart": os.environ.get("SLURM_RESTART_COUNT", "0") if job else None,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _acquire(path: Path, *, shared: bool, patience: float) -> _Lock:
+    until = time.monotonic() + patience
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            record = _read(file)
+            file.close()
+            if not shared and _restarts_since(record) > 0:
+                return _take_over(path)
+            # For a moment: `holder` takes the lock for an instant to see whether it is free.
+            if time.monotonic() > until:
+                raise ArtifactError(
+                    f"{path.parent}: another run is writing here ({record or 'no record'}); "
+                    "wait for it, or stop it, then run the same command again"
+                ) from None
+            time.sleep(0.05)
+            continue
+        if not _is_at(path, file):  # taken over since it was opened: this is nobody's any more
+            file.close()
+            continue
+        record = _read(file)
+        if _restarts_since(record) < 0:
+            file.close()
+            raise ArtifactError(
+                f"{path.parent}: a newer copy of this job was here ({record}); this one, which "
+                "SLURM has given up, writes nothing"
+            )
+        return _Lock(path=path, file=file, record=_write(file, shared=shared))
+
+
+def _take_over(path: Path) -> _Lock:
+    """Put a lock of our own in the place of one whose holder is an older copy of this job."""
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    file = temporary.open("a+")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    lock = _Lock(path=path, file=file, record=_write(file, shared=False))
+    temporary.rename(path)
+    time.sleep(GRACE_SECONDS)
+    lock.check()  # a still newer copy may have come
+    return lock
+
+
+def _write(file: IO[str], *, shared: bool) -> str:
+    """Note the owner; what is shared has none."""
+    record = "" if shared else json.dumps(owner())
+    file.truncate(0)
+    file.write(record)
+    file.flush()
+    return record
+
+
+def _read(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _restarts_since(record: str) -> int:
+    """How often SLURM has started this process's job again since its copy that wrote `record`;
+    negative for a newer copy, 0 for anybody else's record."""
+    try:
+        other = json.loads(record)
+    except ValueError:
+        return 0
+    mine = owner()
+    if mine["job"] is None or other.get("job") != mine["job"]:
+        return 0
+    return int(mine["restart"]) - int(other.get("restart") or 0)
