@@ -12,7 +12,7 @@ def test_graph_runs_from_photographs_to_the_report(finished):
     assert stages_made(finished.output) == STAGES
     assert str(report) in finished.output
     assert "smoke test" in report.read_text()
-    for words in ("denoise30", "DnCNN", "IPT", "PSNR RGB", "SSIM Y", "sbatch"):
+    for words in ("denoise30", "DnCNN", "IPT", "PSNR RGB", "SSIM Y", "launch submit"):
         assert words in finished.output
 
 
