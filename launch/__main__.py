@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run_commands(commands)
+    _add_evaluate(commands)
     _add_restore(commands)
     _add_import_weights(commands)
     _add_export(commands)
@@ -93,47 +94,18 @@ def _add_run_commands(commands: Commands) -> None:
     add("verify", _verify, "Hash every file of every finished stage and name what was altered.")
 
 
+def _add_evaluate(commands: Commands) -> None:
+    from launch.model_arguments import add_evaluate_arguments
+
+    text = "Score any weights on every benchmark of a folder, with what they cost."
+    add_evaluate_arguments(_add(commands, "evaluate", _evaluate, text))
+
+
 def _add_restore(commands: Commands) -> None:
-    restore = _add(
-        commands, "restore", _restore, "Restore photographs of any size with a trained model."
-    )
-    restore.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file or a folder")
-    restore.add_argument(
-        "--weights", required=True, type=Path, metavar="DIR", help="a model folder, IPT or DnCNN"
-    )
-    restore.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="gets <name>.png for every image"
-    )
-    restore.add_argument("--task", help="of an IPT: needed where it has several")
-    restore.add_argument(
-        "--tiling",
-        choices=("overlap", "official"),
-        default="overlap",
-        help="of an IPT: how its tiles are put together, blended over --tile-overlap pixels, or as "
-        "the published evaluation does, at five to ten times the cost (default: overlap)",
-    )
-    restore.add_argument(
-        "--tile-overlap",
-        type=int,
-        metavar="PIXELS",
-        help="of an IPT: what neighbouring tiles share (default: 10)",
-    )
-    restore.add_argument(
-        "--self-ensemble",
-        action="store_true",
-        help="average over the eight rotations and reflections of every tile, at eight times the "
-        "cost",
-    )
-    restore.add_argument(
-        "--batch",
-        type=int,
-        metavar="N",
-        help="of an IPT: tiles at a time; fewer take less memory (default: 32)",
-    )
-    restore.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    restore.add_argument(
-        "--force", action="store_true", help="overwrite images of the same names in --out"
-    )
+    from launch.model_arguments import add_restore_arguments
+
+    text = "Restore photographs of any size with a trained model."
+    add_restore_arguments(_add(commands, "restore", _restore, text))
 
 
 def _add_import_weights(commands: Commands) -> None:
@@ -224,6 +196,13 @@ def _verify(parsed: argparse.Namespace) -> int:
     return verify_run(resolve_config_path(parsed.config), tuple(parsed.overrides))
 
 
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from launch.model_arguments import evaluate
+
+    with terminated_as_interrupted():
+        return evaluate(parsed)
+
+
 def _restore(parsed: argparse.Namespace) -> int:
     from launch.restore_images import restore_images
 
@@ -268,7 +247,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from launch.inspect_run import print_outcome
+    from launch.inspect_run import print_faults, print_outcome
     from launch.local import run_graph
     from launch.stage import checked_part, config_arguments
     from pipeline.config_file import load_config
@@ -287,7 +266,7 @@ def _run(parsed: argparse.Namespace) -> int:
         part=checked_part(parsed.part, parsed.parts),
     )
     print_outcome(artifacts)
-    return 0
+    return print_faults(artifacts)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What a run is, as it stands on disk: plan, verify, and the table at its end."""
 
+import sys
 from pathlib import Path
 
 from launch.local import check_launch
 from launch.stage import config_arguments, run_command
-from launch.terminal import print_table
+from launch.terminal import FAILED, print_table
 from pipeline.artifacts import Artifact, open_artifact, verify
+from pipeline.benchmark_folders import find_benchmarks, listed
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.cost import IMAGENET_PHOTOGRAPHS, CorruptCost, corrupt_cost, few_files, read_rates
@@ -24,6 +26,7 @@ def plan(path: Path, overrides: tuple[str, ...]) -> int:
     _print_header(path, config)
     _print_pretraining(config)
     _print_corrupting(config, resolved)
+    _print_benchmarks(config)
     rows = [
         [MARKS[each.state], each.stage.name, each.state, each.reason, _needs(each)]
         for each in resolved.values()
@@ -75,7 +78,7 @@ def print_outcome(artifacts: dict[str, Artifact]) -> None:
                 rows.append(
                     [
                         row["task"],
-                        row["test_set"],
+                        row["test_set"] + (" INCOMPLETE" if row["incomplete"] else ""),
                         name,
                         *(_decibels(score[key]) for key in ("psnr_rgb", "psnr_y")),
                         *(f"{score[key]:.4f}" for key in ("ssim_rgb", "ssim_y")),
@@ -90,6 +93,22 @@ next     the paper's recipe on one node with 8 GPUs, then on SLURM:
          python -m launch run configs/imagenet.yaml --set runtime.processes=8
          python -m launch submit configs/imagenet.yaml --cluster configs/slurm/gpu.yaml"""
     )
+
+
+def print_faults(artifacts: dict[str, Artifact]) -> int:
+    """Name what the evaluations could not score as they were told to; the exit code."""
+    faults = [
+        f"  {name}: {fault}"
+        for name, artifact in artifacts.items()
+        for fault in artifact.manifest.summary.get("faults", ())
+    ]
+    if not faults:
+        return 0
+    print(
+        "\n".join(["the scores are incomplete:", *faults, "mend that and run it again"]),
+        file=sys.stderr,
+    )
+    return FAILED
 
 
 def _decibels(value: float | None) -> str:
@@ -108,6 +127,8 @@ def _print_header(path: Path, config: RunConfig) -> None:
 def _print_pretraining(config: RunConfig) -> None:
     """How large the pretraining is, by arithmetic."""
     training = config.pretrain
+    if not training.tasks:
+        return
     model = IPTConfig(size=config.ipt, scales={name: TASKS[name].scale for name in training.tasks})
     forward = sum(model.flops(name).total for name in training.tasks) / len(training.tasks)
     print(
@@ -142,6 +163,19 @@ def _print_corrupting(config: RunConfig, resolved: dict[str, Resolved]) -> None:
         print(f"  {source}: {photographs:,} photographs, {origin}")
     print_table(["stage", "core-hours", "TB", "files"], [*rows, ["all", *_cells(total)]])
     print(f"  rates: {rates.measured}\n")
+
+
+def _print_benchmarks(config: RunConfig) -> None:
+    """Which benchmarks each model will be scored on, and which are not there."""
+    if config.evaluate.benchmarks is None:
+        return
+    root = Path(config.evaluate.benchmarks).expanduser()
+    print(f"benchmarks in {root}{'' if root.is_dir() else ', which is no folder'}")
+    for name in dict.fromkeys([*config.finetune, *config.dncnn]) if root.is_dir() else ():
+        found, missing = find_benchmarks(root, TASKS[name])
+        if found or missing:
+            print(f"  {name:<13}{listed(found, missing)}")
+    print()
 
 
 def _cells(cost: CorruptCost) -> list[str]:

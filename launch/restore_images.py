@@ -56,13 +56,13 @@ def restore_images(
             overlap=tile_overlap,
             ensemble=ensemble,
             batch=batch,
-            device=_device(device),
+            device=open_device(device),
         )
     except ModelFileError as error:
         raise CommandFailed(f"--weights: {error}") from error
     except RestorerError as error:
         raise ConfigError(str(error)) from error
-    _make_folder(out)
+    make_folder(out)
     damaged: list[str] = []
     for number, (target, image) in enumerate(targets.items(), start=1):
         with _explained(image, target, done=number - 1 - len(damaged)):
@@ -80,7 +80,7 @@ def restore_images(
 
 def _listed(images: Sequence[Path]) -> list[Path]:
     """The images themselves, and for a folder those directly inside, sorted."""
-    from pipeline.data.source import is_photograph_file
+    from pipeline.data.file_names import is_photograph_file
 
     listed: list[Path] = []
     for image in images:
@@ -139,7 +139,7 @@ def _check_headers(images: Iterable[Path]) -> None:
         raise CommandFailed(f"{'; '.join(faults)}; nothing was restored")
 
 
-def _device(name: str | None) -> "torch.device":
+def open_device(name: str | None) -> "torch.device":
     import torch
 
     try:
@@ -151,7 +151,7 @@ def _device(name: str | None) -> "torch.device":
     return device
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -127,7 +127,7 @@ class TrainingConfig(Section):
 
 
 class PretrainConfig(TrainingConfig):
-    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] = PUBLISHED_ORDER
+    tasks: tuple[TaskName, ...] = PUBLISHED_ORDER  # none: the run has no IPT
     # one: a step trains one task, as the paper; all: every micro-batch holds every task.
     tasks_per_step: Literal["one", "all"] = "one"
     contrastive: ContrastiveConfig = ContrastiveConfig()
@@ -137,7 +137,7 @@ class PretrainConfig(TrainingConfig):
     def _batch_holds_all_tasks(self) -> Self:
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError("tasks: a task is named twice")
-        if self.tasks_per_step == "all" and self.batch % len(self.tasks):
+        if self.tasks and self.tasks_per_step == "all" and self.batch % len(self.tasks):
             raise ValueError(
                 f"batch: {self.batch} does not divide into {len(self.tasks)} equal tasks; "
                 f"use a multiple of {len(self.tasks)}, or tasks_per_step: one"
@@ -182,6 +182,8 @@ class TestSetConfig(Section):
 
 class EvaluateConfig(Section):
     test_sets: dict[Name, TestSetConfig] = Field(default_factory=dict)
+    benchmarks: str | None = None  # a folder with Set5/, CBSD68/, ...: what is for a task is used
+    sigmas: tuple[Rate, ...] = (10, 70)  # that denoisers meet there beside their own
     tiling: Literal["overlap", "official"] = "overlap"
     self_ensemble: bool = False
     seed: int = 0  # of the noise and the rain
@@ -233,7 +235,8 @@ class RunConfig(Section):
     @property
     def trainings(self) -> dict[str, TrainingConfig]:
         """Every training of the run by its dotted key."""
-        trainings: dict[str, TrainingConfig] = {"pretrain": self.pretrain}
+        trainings: dict[str, TrainingConfig] = {}
+        trainings |= {"pretrain": self.pretrain} if self.pretrain.tasks else {}
         trainings |= {f"finetune.{task}": each for task, each in self.finetune.items()}
         trainings |= {f"dncnn.{task}": each for task, each in self.dncnn.items()}
         return trainings
@@ -244,6 +247,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _models_fit_their_tasks(self) -> Self:
+        if not self.pretrain.tasks and not self.dncnn:
+            raise ValueError("pretrain.tasks: none, and no dncnn; a run trains at least one model")
         for name in self.pretrain.tasks:
             if name not in IPT_TASKS:
                 raise ValueError(
@@ -254,7 +259,7 @@ class RunConfig(Section):
             if name not in self.pretrain.tasks:
                 raise ValueError(
                     f"finetune.{name}: not pretrained; pretrain.tasks has "
-                    f"{', '.join(self.pretrain.tasks)}"
+                    f"{', '.join(self.pretrain.tasks) or 'none'}"
                 )
         for name, dncnn in self.dncnn.items():
             task = TASKS[name]
@@ -272,15 +277,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         named = {f"{key}.source": training.source for key, training in self.trainings.items()}
-        named |= {
-            f"evaluate.test_sets.{key}.source": test_set.source
-            for key, test_set in self.evaluate.test_sets.items()
-        }
+        test_sets = self.evaluate.test_sets.items()
+        named |= {f"evaluate.test_sets.{key}.source": each.source for key, each in test_sets}
         for key, source in named.items():
             if source is not None and source not in self.sources:
                 known = ", ".join(self.sources)
                 raise ValueError(f"{key}: {source!r} is not a source of this run; known: {known}")
-        if self.ipt.patch_size != self.corrupt.patch_size:
+        if self.pretrain.tasks and self.ipt.patch_size != self.corrupt.patch_size:
             raise ValueError(
                 f"ipt.patch_size: {self.ipt.patch_size} differs from "
                 f"corrupt.patch_size: {self.corrupt.patch_size}"

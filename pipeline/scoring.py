@@ -1,4 +1,7 @@
-"""The four numbers that every image gets: PSNR and SSIM, each on RGB and on luma (Y)."""
+"""The four numbers that every image gets: PSNR and SSIM, each on RGB and on luma (Y).
+
+Deraining gets two more: its literature scores luma rounded to 8 bits, IPT luma as it is.
+"""
 
 # N batch, C channels (3, or 1 of a grey task), H W height and width
 
@@ -13,9 +16,9 @@ from torch import Tensor
 from pipeline.corruptions.bicubic import imresize
 from pipeline.metrics import luma, psnr, quantise, ssim
 from pipeline.model_configs import COLOURS
-from pipeline.tasks import Bicubic, Corruption
+from pipeline.tasks import Bicubic, Corruption, RainStreaks
 
-SCORES = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y")
+ROUNDED = ("psnr_y_rounded", "ssim_y_rounded")
 
 
 class RestorationError(ValueError):
@@ -58,9 +61,16 @@ def score_restoration(
             "metrics.jsonl, lower its learning rate and train it again"
         )
     restored = quantise(output)
+    scores = []
+    for image in (as_tensor(shown), restored):
+        each = score(image, target, crop_border=crop_border)
+        if isinstance(corruption, RainStreaks):
+            rounded = score(image, target, crop_border=crop_border, rounded_luma=True)
+            each |= dict(zip(ROUNDED, (rounded["psnr_y"], rounded["ssim_y"]), strict=True))
+        scores.append(each)
     return Scored(
-        corrupted=score(as_tensor(shown), target, crop_border=crop_border),
-        restored=score(restored, target, crop_border=crop_border),
+        corrupted=scores[0],
+        restored=scores[1],
         pictures={
             "corrupted": as_picture(as_tensor(shown)),
             "restored": as_picture(restored),
@@ -104,7 +114,7 @@ def score(
 def mean_scores(images: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
     """The mean of per-image scores, which is how the literature averages PSNR."""
     means: dict[str, float | None] = {}
-    for name in SCORES:
+    for name in images[0]:
         values = [image[name] for image in images]
         finite = [value for value in values if value is not None]
         means[name] = math.fsum(finite) / len(values) if len(finite) == len(values) else None

@@ -4,6 +4,7 @@
 A parameter that is a pair is a range: every sample draws its own value, uniformly.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -84,6 +85,8 @@ class Task:
 
 
 BLIND = (0.0, 55.0)  # the levels that DnCNN-B and CDnCNN-B are trained for
+BLIND_LEVELS = (15.0, 25.0, 50.0)  # that they are published at
+JPEG_LEVELS = (10, 20, 30, 40)
 
 # The published order comes first: only it gives the indices in a published checkpoint a meaning.
 TASKS: dict[str, Task] = {
@@ -146,6 +149,53 @@ IPT_TASKS = tuple(name for name, task in TASKS.items() if task.channels == 3)  #
 def ranges(corruption: Corruption) -> dict[str, Range]:
     """What every sample draws for itself: from where to where, by the name of the parameter."""
     return {name: value for name, value in vars(corruption).items() if isinstance(value, tuple)}
+
+
+def published_name(task: Task) -> str:
+    """What published tables call the task: by its level, where it has one."""
+    match task.corruption:
+        case GaussianNoise(sigma_255=float() | int() as sigma_255):
+            return f"{'grey' if task.channels == 1 else 'denoise'}{sigma_255:g}"
+        case JpegCompression(quality=int() as quality):
+            return f"jpeg{quality}"
+        case Bicubic(scale=scale):
+            return f"sr{scale}"
+        case RainStreaks():
+            return "derain"
+    return task.name
+
+
+def at_levels(task: Task, sigmas: Iterable[float] = (), *, only: bool = False) -> tuple[Task, ...]:
+    """The tasks that a model of `task` is measured at on benchmarks.
+
+    Its own; a denoiser's also at `sigmas`, or `only` there; what draws its level from a range at
+    those of the published tables.
+    """
+    match task.corruption:
+        case GaussianNoise(sigma_255=own):
+            usual = BLIND_LEVELS if isinstance(own, tuple) else (own,)
+            levels = {*sigmas} if only else {*usual, *sigmas}
+            specs: list[Corruption] = [
+                replace(task.corruption, sigma_255=level) for level in sorted(levels)
+            ]
+        case JpegCompression(quality=tuple()):
+            specs = [replace(task.corruption, quality=level) for level in JPEG_LEVELS]
+        case _:
+            return (task,)
+    return tuple(task if spec == task.corruption else _at(task, spec) for spec in specs)
+
+
+def _at(task: Task, corruption: Corruption) -> Task:
+    """`task` with one level, under its published name: everybody meets the same noise there."""
+    match corruption:
+        case GaussianNoise(sigma_255=float() | int() as level):
+            title = f"{'Grey denoising' if task.channels == 1 else 'Denoising'} σ {level:g}"
+        case JpegCompression(quality=int() as level):
+            title = f"JPEG artefacts, quality {level}"
+        case _:
+            title = task.title
+    row = replace(task, title=title, corruption=corruption)
+    return replace(row, name=published_name(row))
 
 
 def task_named(

@@ -52,9 +52,10 @@ def build_graph(config: RunConfig) -> Graph:
             )
         )
 
-    of_tasks = {name: shards(name, config.pretrain) for name in config.pretrain.tasks}
-    pretrained = add(pretrain_stage(config.pretrain, config.ipt, seed=seed, shards=of_tasks))
     models = []
+    if config.pretrain.tasks:
+        of_tasks = {name: shards(name, config.pretrain) for name in config.pretrain.tasks}
+        pretrained = add(pretrain_stage(config.pretrain, config.ipt, seed=seed, shards=of_tasks))
     for name, finetune in config.finetune.items():
         of_task = shards(name, finetune)
         stage = finetune_stage(name, finetune, seed=seed, shards=of_task, pretrained=pretrained)
@@ -83,6 +84,9 @@ def folders_read(config: RunConfig) -> list[tuple[str, str, Path]]:
             if folder is not None:
                 place = Path(folder).expanduser()
                 folders.append((f"evaluate.test_sets.{name}.{key}", "evaluate", place))
+    if config.evaluate.benchmarks is not None:
+        root = Path(config.evaluate.benchmarks).expanduser()
+        folders.append(("evaluate.benchmarks", "evaluate", root))
     return folders
 
 

@@ -82,10 +82,13 @@ def _read_scores(artifact: Artifact) -> dict[str, Any]:
 def _sections(
     job: Job, scores: Mapping[str, dict[str, Any]], rows: "list[VerdictRow]"
 ) -> dict[str, Any]:
+    from pipeline.published_comparison import compared_tables, comparison_data
     from pipeline.report import comparisons, facts, published, task_table, verdict
 
     config = job.config
     assert isinstance(config, ReportConfig)
+    records = list(scores.values())
+    tables = compared_tables(records)
     folders = [(job.inputs[name].folder, record) for name, record in scores.items()]
     # DnCNN's first, so that IPT's, which says how it tiles, stays where there are both.
     ordered = sorted(scores.values(), key=lambda record: record["model"] != "dncnn")
@@ -104,9 +107,9 @@ def _sections(
     }
     # Nobody knows what a folder of somebody's own holds.
     are_held_out = all(
-        test_set["source"] is not None
-        for name in scores
-        for test_set in job.inputs[name].manifest.config["test_sets"].values()
+        test_set["source"] is not None and manifest.config.get("benchmarks") is None
+        for manifest in (job.inputs[name].manifest for name in scores)
+        for test_set in manifest.config["test_sets"].values()
     )
     trainings = {title: _of_kind(job, kind) for kind, title in TRAININGS.items()}
     low, high, ticks = verdict.verdict_axis(rows)
@@ -117,12 +120,13 @@ def _sections(
         "trained_on": trained_on,
         "scored_on": len(scored_on),
         "are_held_out": are_held_out,
-        "tasks": task_table.task_table(rows, protocols),
+        "tasks": task_table.task_table(rows, records, tables),
         "verdict": verdict.verdict_section(rows),
         "axis": [{"value": tick, "left": 100 * (tick - low) / (high - low)} for tick in ticks],
         "protocols": protocols,
         "titles": {task: TASKS[task].title for task in protocols},
-        "published": published.published_section(rows, protocols),
+        "published": published.published_section(tables),
+        "comparison": comparison_data(records),
         **comparisons.pictures_sections(comparisons.comparisons(folders)),
         "trainings": [facts.curves_section(*each) for each in trainings.items() if each[1]],
         "samples": facts.samples_section(corrupt, job.runtime),

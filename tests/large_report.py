@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 from report_samples import Run, protocol, scores
 
+from pipeline.benchmarks import benchmark_named
 from pipeline.data.shards import shard_name, writing_shard
+from pipeline.protocol import border_of, noise_of
 from pipeline.tasks import TASKS, Bicubic, GaussianNoise, Task
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "pipeline" / "assets" / "photos"
@@ -19,6 +21,7 @@ TEST_SETS = {
     "denoise": {"CBSD68": 68, "Kodak24": 24, "McMaster": 18, "Urban100": 100, "held-out": 50},
     "derain": {"Rain100L": 100, "Rain100H": 100, "Rain800": 98, "Rain12": 12, "held-out": 50},
 }
+SIZE = {"height": 300, "width": 420}
 MODELS = {"finetune": 0.8, "dncnn": 0.55}  # how much of the damage a model mends
 
 
@@ -113,19 +116,28 @@ def _add_scores(run: Run, stage: str, kind: str, task: Task, pictures: list[dict
             name = "restored" if version == kind else version
             paths[name] = f"images/{picture['name']}-{name}.png"
             (folder / paths[name]).hardlink_to(picture[version])
-        shown.append({"name": picture["name"], **means, "pictures": paths})
+        shown.append({"name": picture["name"], **SIZE, **means, "pictures": paths})
     test_sets = {
         test_set: {
             "images": [
-                shown[i] if i < len(shown) else {"name": f"{i:03d}", **means} for i in range(count)
+                shown[i] if i < len(shown) else {"name": f"{i:03d}", **SIZE, **means}
+                for i in range(count)
             ],
             "mean": means,
             "skipped": [],
             "corrupted_is_given": family == "derain",
+            "faults": [],
+            "incomplete": test_set == "Set14",
+            "benchmark": _benchmark(test_set, count),
+            "task": task.name,
+            "title": task.title,
+            "noise": noise_of(task),
+            "border": border_of(task),
         }
         for test_set, count in TEST_SETS[family].items()
     }
     record = {"model": kind, "task": task.name, "protocol": protocol(kind, task.name)}
+    record |= {"model_name": "DnCNN" if kind == "dncnn" else "IPT"}
     (folder / "scores.json").write_text(json.dumps(record | {"test_sets": test_sets}))
     run.add(
         f"evaluate-{stage}",
@@ -133,6 +145,22 @@ def _add_scores(run: Run, stage: str, kind: str, task: Task, pictures: list[dict
         (stage, "source@imagenet"),
         config={"test_sets": {name: {"source": None, "path": "x"} for name in test_sets}},
     )
+
+
+def _benchmark(name: str, count: int) -> dict | None:
+    """What is said of a benchmark: one of another size, one verified, the rest without a score."""
+    if benchmark_named(name) is None:
+        return None
+    states = {"number of images": "verified", "sizes": "verified", "input": "not checked"}
+    if name == "Set14":
+        states["sizes"] = "differs"
+    elif name == "CBSD68":
+        states = {"number of images": "verified", "sizes": "verified", "input on RGB": "verified"}
+    checks = [
+        {"what": what, "state": state, "expected": "", "found": ""}
+        for what, state in states.items()
+    ]
+    return {"name": name, "images": count, "layout": "", "checks": checks}
 
 
 def _pictures(folder: Path, task: Task) -> list[dict]:

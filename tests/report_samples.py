@@ -10,6 +10,7 @@ from pipeline import config
 from pipeline.artifacts import Artifact, seal
 from pipeline.data.shards import shard_name, writing_shard
 from pipeline.graph import Job, Stage
+from pipeline.tasks import TASKS
 from stages.report import report_stage
 
 NASTY = '<script>alert("x")</script> & "quoted".png'
@@ -64,9 +65,19 @@ def write_scores(folder: Path, *, model: str, task: str, psnr: float, image: str
                 "images": [entry],
                 "mean": {"corrupted": scores(18.5), "restored": scores(psnr)},
                 "skipped": [{"path": "/x/thin.png", "reason": "9×40 pixels are too few"}],
+                "faults": [],
+                "incomplete": False,
+                "benchmark": None,
+                "task": task,
+                "title": TASKS[task].title,
+                "noise": "clipped" if task == "denoise30" else None,
+                "border": 2 if task == "sr2" else 0,
                 "corrupted_is_given": False,
             }
         },
+        "failed": {},
+        "missing_benchmarks": [],
+        "incomplete": False,
     }
     (folder / "scores.json").write_text(json.dumps(record))
 

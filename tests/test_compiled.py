@@ -11,7 +11,6 @@ from pipeline.models.dncnn import DnCNN
 from pipeline.models.hub import HubModel
 from pipeline.models.ipt import IPT
 
-pytestmark = pytest.mark.slow  # a compiler of C++ is at work
 TASKS = {"sr2": 2, "denoise30": 1}
 
 
@@ -34,6 +33,13 @@ def gradients(model: HubModel) -> dict[str, torch.Tensor]:
     return {name: each.grad for name, each in model.named_parameters()}
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.slow  # a compiler of C++ is at work
 @pytest.mark.parametrize("kind", ["ipt", "ipt, activation checkpointing", "dncnn"])
 def test_compiled_parts_give_the_same_gradients_under_the_same_names(kind: str) -> None:
     def built() -> HubModel:
@@ -47,19 +53,26 @@ def test_compiled_parts_give_the_same_gradients_under_the_same_names(kind: str) 
 
     expected, found = gradients(plain), gradients(compiled)
 
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert 0 < graphs <= 3  # an encoder layer's, a decoder layer's, that of the first of these
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # something was compiled
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
-    if isinstance(compiled, IPT):  # each task's steps use the same
-        for task in TASKS:
-            compiled(torch.rand(6, 3, 12, 12), task).mean().backward()
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
 
 
+def test_the_steps_of_all_tasks_share_what_was_compiled() -> None:
+    model = ipt()
+    model.compile_parts(backend="eager")
+    graphs = []
+
+    for task in TASKS:
+        model(torch.rand(6, 3, 12, 12), task).mean().backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    # An encoder layer's and a decoder layer's; the first of these gets one tensor twice.
+    assert graphs == [3, 3]
+
+
+@pytest.mark.slow
 def test_a_run_that_compiles_ends_with_nearly_the_same_weights(finished, tmp_path: Path) -> None:
     run = Run(tmp_path)
 

@@ -7,7 +7,10 @@ import pytest
 from launch.local import check_launch
 from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError, load_config
+from pipeline.model_configs import IPTConfig
+from pipeline.tasks import PUBLISHED_ORDER, TASKS
 from pipeline.training.placement import share_out
+from stages.recipe import build_graph
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINIMAL = "sources: {photos: {path: somewhere}}\n"
@@ -22,6 +25,45 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_we_ship_is_valid(path):
     assert load_config(path).name == path.stem
+
+
+def test_a_run_of_dncnns_alone_has_no_pretraining():
+    config = load_config(CONFIGS / "dncnn.yaml")
+
+    names = [stage.name for stage in build_graph(config).stages]
+
+    assert list(config.trainings) == ["dncnn.grey15", "dncnn.grey25", "dncnn.grey50"]
+    assert "pretrain" not in names
+    assert "evaluate-dncnn-grey25" in names
+
+
+@pytest.mark.parametrize("name", ["dncnn", "dncnn-blind"])
+def test_dncnns_are_trained_as_their_authors_did(name):
+    config = load_config(CONFIGS / f"{name}.yaml")
+
+    assert not config.corrupt.clip_noise
+    for task, training in config.dncnn.items():
+        is_blind = task.endswith("blind")
+        assert training.model.depth == (20 if is_blind else 17)
+        assert training.model.channels == TASKS[task].channels
+        assert config.corrupt.patch_size == (50 if is_blind else 40)
+        assert (training.batch, training.learning_rate, training.final_learning_rate) == (
+            128,
+            1e-3,
+            1e-4,
+        )
+        assert training.data.flips_and_rotations
+    # 128 × 1600 and 128 × 3000 patches an epoch, of 400 photographs.
+    assert 400 * config.corrupt.crops_per_image == 128 * (3000 if name == "dncnn-blind" else 1600)
+
+
+def test_the_small_ipt_has_a_few_million_parameters_and_every_published_task():
+    config = load_config(CONFIGS / "small.yaml")
+    scales = {name: TASKS[name].scale for name in config.pretrain.tasks}
+
+    assert IPTConfig(size=config.ipt, scales=scales).parameters == 4_154_466
+    assert list(config.finetune) == list(PUBLISHED_ORDER)
+    check_launch(config)
 
 
 @pytest.mark.parametrize("processes", [1, 8])
@@ -88,6 +130,7 @@ def test_imagenet_config_is_the_papers_recipe():
         ("seed: 99999999999999999999", ["seed", "less than"]),
         ("pretrain: {batch: 1.5}", ["pretrain.batch", "1.5"]),
         ("pretrain: {learning_rate: .nan}", ["pretrain.learning_rate", "nan"]),
+        ("pretrain: {tasks: []}", ["pretrain.tasks: none, and no dncnn"]),
         ("pretrain: {tasks: [sr5]}", ["pretrain.tasks.0", "'sr5'", "sr2, sr3, sr4, derain"]),
         ("finetune: {sr9: {}}", ["finetune.sr9", "unknown task", "denoise30"]),
         ("finetune: {sr2: {lr: 1}}", ["finetune.sr2.lr", "unknown key", "learning_rate"]),

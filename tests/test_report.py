@@ -164,6 +164,7 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
         record["test_sets"]["CBSD68"] = mine | {
             "images": mine["images"] * 68,
             "corrupted_is_given": is_given,
+            "noise": "of given files" if is_given else "clipped",
         }
         path.write_text(json.dumps(record))
 
@@ -172,6 +173,8 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
     (row,) = json.loads((small_run.root / "report" / "report.json").read_text())["verdict"]
     beside = [(each["method"], each["psnr"]) for each in row["published"]]
     assert beside == ([] if is_given else [("IPT", 30.75)])  # the Y numbers have another channel
+    why = row["why_nothing_published"]
+    assert why is None if beside else why.startswith("noise of given files")
     tables = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", text, re.DOTALL)
     with_ours = [title for title, body in tables if "IPT, this run" in body]
     if is_given:  # then nobody knows how the noise was made
@@ -221,3 +224,31 @@ def test_importing_the_stages_imports_neither_torch_nor_numpy():
     imported = imported_by("import stages.evaluate, stages.report")
 
     assert not {"torch", "numpy", "jinja2"} & imported
+
+
+@pytest.mark.parametrize(
+    ("states", "mark"),
+    [
+        ({"sizes": "verified", "input on RGB": "verified"}, "; verified<"),
+        ({"sizes": "verified", "input": "not checked"}, "; verified: sizes<"),
+        ({"sizes": "differs", "input": "not checked"}, ", incomplete; differs: sizes<"),
+    ],
+)
+def test_what_was_verified_of_a_benchmark_stands_beside_its_name(small_run, states, mark):
+    checks = [
+        {"what": what, "state": state, "expected": "1", "found": "2"}
+        for what, state in states.items()
+    ]
+    for name in ("finetune-denoise30", "dncnn-denoise30"):
+        path = small_run.root / f"evaluate-{name}" / "scores.json"
+        record = json.loads(path.read_text())
+        is_incomplete = "differs" in states.values()
+        benchmark = {"name": "CBSD68", "images": 68, "layout": "", "checks": checks}
+        record["test_sets"]["mine"] |= {"benchmark": benchmark, "incomplete": is_incomplete}
+        path.write_text(json.dumps(record))
+
+    text, _ = small_run.report()
+
+    assert mark in text
+    (row,) = json.loads((small_run.root / "report" / "report.json").read_text())["verdict"]
+    assert row["checks"] == checks

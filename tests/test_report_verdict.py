@@ -46,7 +46,8 @@ def test_a_large_run_is_no_smoke_test():
 def test_rows_follow_the_order_of_the_tasks():
     def record(task: str, model: str) -> dict:
         means = {"corrupted": scores(18), "restored": scores(20)}
-        test_set = {"mean": means, "images": [1], "skipped": [], "corrupted_is_given": False}
+        test_set = {"mean": means, "images": [1], "skipped": [], "incomplete": False}
+        test_set["corrupted_is_given"] = False
         return {"task": task, "model": model, "test_sets": {"b": test_set}}
 
     rows = verdict_rows([record("denoise50", "dncnn"), record("sr2", "finetune")])

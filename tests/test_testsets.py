@@ -129,17 +129,26 @@ def test_a_folder_below_the_home_folder_is_found(tmp_path, monkeypatch):
     assert np.array_equal(pair.clean, photograph(0))
 
 
-def test_unmatched_images_are_named(tmp_path):
+def test_unmatched_images_are_named_and_the_rest_is_used(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / "clean" / f"{name}.png", photograph(0))
     save(tmp_path / "corrupted" / "a.png", photograph(0))
     save(tmp_path / "corrupted" / "c.png", photograph(0))
 
-    with pytest.raises(testsets.TestSetError) as caught:
-        open_folder("derain", tmp_path / "clean", tmp_path / "corrupted")
+    test_set = open_folder("derain", tmp_path / "clean", tmp_path / "corrupted")
 
-    assert "no clean image for c.png" in str(caught.value)
-    assert "no corrupted image for b.png" in str(caught.value)
+    assert [pair.name for pair in test_set] == ["a"]
+    assert [Path(fault["path"]).name for fault in test_set.faults] == ["c.png", "b.png"]
+    assert "no clean image for it" in test_set.faults[0]["reason"]
+    assert "no corrupted image for it" in test_set.faults[1]["reason"]
+
+
+def test_folders_that_share_no_name_are_no_test_set(tmp_path):
+    save(tmp_path / "clean" / "a.png", photograph(0))
+    save(tmp_path / "corrupted" / "c.png", photograph(0))
+
+    with pytest.raises(testsets.TestSetError, match=r"none of its 1 images has a corrupted"):
+        open_folder("derain", tmp_path / "clean", tmp_path / "corrupted")
 
 
 def test_names_that_mean_the_same_are_refused(tmp_path):
@@ -155,8 +164,16 @@ def test_a_pair_of_wrong_sizes_names_both_files(tmp_path):
     save(tmp_path / "clean" / "a.png", photograph(0, 40, 40))
     save(tmp_path / "corrupted" / "a.png", photograph(0, 30, 40))
 
-    with pytest.raises(testsets.TestSetError, match=r"corrupted/a\.png is 40×30 pixels"):
-        list(open_folder("derain", tmp_path / "clean", tmp_path / "corrupted"))
+    save(tmp_path / "clean" / "b.png", photograph(0, 40, 40))
+    save(tmp_path / "corrupted" / "b.png", photograph(0, 40, 40))
+
+    test_set = open_folder("derain", tmp_path / "clean", tmp_path / "corrupted")
+
+    assert [pair.name for pair in test_set] == ["b"]
+    (fault,) = test_set.faults
+    assert fault["path"].endswith("corrupted/a.png")
+    assert "40×30 pixels" in fault["reason"]
+    assert "clean/a.png 40×40" in fault["reason"]
 
 
 @pytest.mark.parametrize(
@@ -179,20 +196,24 @@ def test_a_folder_that_is_no_test_set_is_explained(tmp_path, make, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all"])
-def test_a_damaged_benchmark_image_is_an_error(tmp_path, content):
+def test_a_damaged_benchmark_image_is_a_fault_and_not_silently_skipped(tmp_path, content):
     save(tmp_path / "a.png", photograph(0))
     (tmp_path / "b.png").write_bytes(content)
 
-    with pytest.raises(testsets.TestSetError, match=r"b\.png"):
-        list(open_folder("denoise30", tmp_path))
+    test_set = open_folder("denoise30", tmp_path)
+
+    assert [pair.name for pair in test_set] == ["a"]
+    assert [Path(fault["path"]).name for fault in test_set.faults] == ["b.png"]
+    assert test_set.skipped == []
 
 
-def test_a_benchmark_image_too_small_for_ssim_is_an_error(tmp_path):
+def test_a_benchmark_image_too_small_for_ssim_is_a_fault(tmp_path):
     save(tmp_path / "a.png", photograph(0, 14, 40))
 
     assert len(list(open_folder("denoise30", tmp_path))) == 1
-    with pytest.raises(testsets.TestSetError, match="too few for sr2"):
-        list(open_folder("sr2", tmp_path))
+    test_set = open_folder("sr2", tmp_path)
+    assert list(test_set) == []
+    assert "too few for sr2" in test_set.faults[0]["reason"]
 
 
 def source_index(photographs: Path, folder: Path) -> SourceIndex:

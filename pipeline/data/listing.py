@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.artifacts import sync_folder
 from pipeline.data.containers import Container, Places, write_places
-from pipeline.data.source import PHOTOGRAPH_SUFFIXES, SourceError, readable
+from pipeline.data.file_names import PHOTOGRAPH_SUFFIXES
+from pipeline.data.source import SourceError, readable
 from pipeline.data.source_index import (
     INDEX_FILE,
     INDEX_ROW,

@@ -14,8 +14,8 @@ from PIL import Image
 from pipeline.artifacts import JSON, sync_folder
 from pipeline.corruptions.keyed import generator
 from pipeline.corruptions.rain import Preset, draw_streaks, render_layer
+from pipeline.data.file_names import PHOTOGRAPH_SUFFIXES
 from pipeline.data.source import (
-    PHOTOGRAPH_SUFFIXES,
     UnreadablePhotograph,
     read_photograph,
     readable,

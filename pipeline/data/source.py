@@ -15,10 +15,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-PHOTOGRAPH_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
-)
 # ImageNet's largest photograph has 61 million pixels; this many are 201 MB of RGB.
 LARGEST_PIXELS = 2**26
 LARGEST_BYTES = 2**29
@@ -53,11 +49,6 @@ class UnreadablePhotograph(ValueError):  # noqa: N818 - the name says what is wr
     @property
     def kind(self) -> str:
         return str(self).partition(" (")[0]
-
-
-def is_photograph_file(path: Path) -> bool:
-    """Whether the name says so, and isn't hidden."""
-    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not path.name.startswith(".")
 
 
 def readable(path: bytes) -> str:

@@ -98,9 +98,9 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
         record = {"architecture": type(self).__name__, **asdict(self.config)}
         return json.dumps(record, indent=1) + "\n"
 
-    def compile_parts(self) -> None:
+    def compile_parts(self, *, backend: str = "inductor") -> None:
         """Let torch.compile make faster what is worth it; names and weights stay as they are."""
-        self.compile(dynamic=False)
+        self.compile(dynamic=False, backend=backend)
 
     def generate_model_card(
         self,
@@ -245,6 +245,12 @@ def model_of_config(path: Path) -> HubModel:
     kinds = {each.__name__: each for each in HubModel.__subclasses__()}
     model = kinds[_known_architecture(path)]
     return model(_read_config(path, model))
+
+
+def read_model_config(folder: Path) -> IPTConfig | DnCNNConfig:
+    """What the model of a local folder is, without building it, or ModelFileError."""
+    kinds = {each.__name__: each for each in HubModel.__subclasses__()}
+    return _read_config(folder / CONFIG, kinds[check_model_folder(folder)])
 
 
 def _known_architecture(path: Path) -> str:

@@ -96,10 +96,10 @@ class IPT(HubModel, config_class=IPTConfig, card=IPT_CARD):
             for task, x, of_task in slices
         }
 
-    def compile_parts(self) -> None:
+    def compile_parts(self, *, backend: str = "inductor") -> None:
         """The layers of the body alone: equal in kind, each kind is compiled once for all tasks."""
         for layer in [*self.body.encoder, *self.body.decoder]:
-            layer.compile(dynamic=False)
+            layer.compile(dynamic=False, backend=backend)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The shared parameters under "body", and each task's head, tail and query under its name.

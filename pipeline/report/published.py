@@ -1,102 +1,91 @@
 """The published tables for the tasks of a run, with the run's own scores where they may stand."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from pipeline.artifacts import JSON
-from pipeline.published_results import (
-    PublishedResult,
-    PublishedTable,
-    benchmark_named,
-    differences,
-    published_tables,
-)
-from pipeline.report.verdict import MODELS, VERSIONS, Scores, VerdictRow, headline_channel
+from pipeline.published_comparison import ComparedTable, OurScore
+from pipeline.published_results import PublishedResult, PublishedTable
+from pipeline.report.verdict import VerdictRow, headline_channel
 from pipeline.tasks import TASKS
 
 
-def published_section(
-    rows: Sequence[VerdictRow], protocols: Mapping[str, Mapping[str, JSON]]
-) -> list[dict[str, Any]]:
-    """The published tables for the tasks of this run; ours stand in them where all is equal.
-
-    `protocols` is the protocol of the scores by task.
-    """
+def published_section(tables: Sequence[ComparedTable]) -> list[dict[str, Any]]:
+    """The published tables for what was measured; ours stand in them where all is equal."""
     section = []
-    for table in published_tables():
-        results = [each for each in table.results if each.task in protocols]
-        if not results:
-            continue
-        tasks = list(dict.fromkeys(each.task for each in results))
+    for compared in tables:
+        table, results = compared.table, compared.published
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for each in results:
             line = lines.setdefault(
-                (each.method, each.source, each.remark),
+                (each.method, each.source, each.remark, each.differs),
                 {"name": each.method, "about": _about(each, table), "cells": {}, "ours": False},
             )
             line["cells"][(each.task, each.benchmark)] = _published_cell(each)
         has_ssim = any(each.ssim is not None for each in results)
-        ours, reasons = _ours(
-            table, [row for row in rows if row.task in tasks], protocols, with_ssim=has_ssim
-        )
+        all_lines = [*lines.values(), *_our_lines(compared, with_ssim=has_ssim)]
+        scores = [*compared.ours, *(score for score, _ in compared.apart)]
+        titles = {each.task: each.title for each in scores}
         section.append(
             {
                 "table": table,
                 # A table per task: all tasks in one are too wide for paper and phones.
-                "parts": [_part(task, [*lines.values(), *ours]) for task in tasks],
-                "holds_ours": bool(ours),
-                "results": results,
+                "parts": [
+                    _part(task, titles[task], all_lines)
+                    for task in dict.fromkeys(each.task for each in results)
+                ],
+                "holds_ours": bool(compared.ours),
                 "has_ssim": has_ssim,
-                "reasons": reasons,
+                "reasons": _reasons(compared),
             }
         )
     return section
 
 
-def _part(task: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _part(task: str, title: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The lines of a table that have a number for `task`."""
     of_task = [line for line in lines if any(each == task for each, _ in line["cells"])]
-    return {"task": task, "title": TASKS[task].title, "lines": of_task}
+    return {"task": task, "title": title, "lines": of_task}
 
 
-def reasons_against(
-    table: PublishedTable, row: VerdictRow, protocol: Mapping[str, JSON]
-) -> list[str]:
-    """Why a row of ours can't stand in `table`; empty when it can."""
-    is_unknown = row.corrupted_is_given and protocol["noise"] is not None
-    return differences(
-        table,
-        test_set=row.test_set,
-        images=row.images,
-        border=protocol["border"],
-        noise="of given files" if is_unknown else protocol["noise"],
-    )
+def _reasons(compared: ComparedTable) -> list[str]:
+    """Why scores of ours have no place in a table, once for all that differ alike."""
+    titles: dict[tuple[str, str], dict[str, None]] = {}
+    for score, why in compared.apart:
+        titles.setdefault((score.test_set, "; ".join(why)), {})[score.title] = None
+    return [f"{', '.join(them)} on {name}: {why}" for (name, why), them in titles.items()]
 
 
 def published_beside(
-    row: VerdictRow, protocol: Mapping[str, JSON]
+    row: VerdictRow, tables: Sequence[ComparedTable]
 ) -> tuple[list[PublishedResult], str | None]:
     """What others report for a row's two models under its very protocol, or why nothing is there.
 
     One number per method, the first of its tables; the published section has them all.
     """
     channel = headline_channel(TASKS[row.task])
-    tables = [
-        table
-        for table in published_tables()
-        if table.channel == channel and any(each.task == row.task for each in table.results)
-    ]
-    if not tables:
+    against: list[tuple[str, ...]] = []
+    there: list[PublishedResult] = []
+    for compared in tables:
+        # What a row shows is of luma as it is.
+        if compared.table.channel != channel or compared.table.luma == "rounded":
+            continue
+        apart = [(score, why) for score, why in compared.apart if _is_of(score, row)]
+        ours = [score for score in compared.ours if _is_of(score, row)]
+        measured = {
+            (score.task, score.benchmark) for score in (*ours, *(each for each, _ in apart))
+        }
+        if not any(each.task == task for each in compared.published for task, _ in measured):
+            continue
+        against.append(min((why for _, why in apart), key=len, default=()))
+        if not apart:  # all models of the row may stand in it
+            there += [
+                each
+                for each in compared.published
+                if (each.task, each.benchmark) in measured and not each.differs
+            ]
+    if not against:
         return [], "nothing published for this task"
-    benchmark = benchmark_named(row.test_set)
-    against = [reasons_against(table, row, protocol) for table in tables]
-    there = [
-        each
-        for table, reasons in zip(tables, against, strict=True)
-        for each in table.results
-        if not reasons and benchmark and (each.task, each.benchmark) == (row.task, benchmark.name)
-    ]
     found: dict[str, PublishedResult] = {}
     for each in there:
         if re.match(r"(DnCNN|IPT)\b", each.method):
@@ -110,11 +99,16 @@ def published_beside(
     return [], "no number for these photographs"
 
 
+def _is_of(score: OurScore, row: VerdictRow) -> bool:
+    return (score.trained_for, score.test_set) == (row.task, row.test_set)
+
+
 def _about(result: PublishedResult, table: PublishedTable) -> str:
     """What is to be known of a row beyond what holds for its table."""
     parts = [
         result.source if result.source != table.source else None,
         result.remark if result.remark != table.remark else None,
+        result.differs,
     ]
     return "; ".join(part for part in parts if part)
 
@@ -129,39 +123,21 @@ def _published_cell(result: PublishedResult) -> str:
     return f"{published_psnr(result)}{ssim}"
 
 
-def _our_cell(scores: Scores, *, channel: str, with_ssim: bool) -> str:
-    psnr, ssim = scores[f"psnr_{channel}"], scores[f"ssim_{channel}"]
-    text = "∞" if psnr is None else f"{psnr:.2f}"
-    return f"{text} / {ssim:.4f}" if with_ssim else text
-
-
-def _ours(
-    table: PublishedTable,
-    rows: Sequence[VerdictRow],
-    protocols: Mapping[str, Mapping[str, JSON]],
-    *,
-    with_ssim: bool,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Our lines for a published table, and for every row of ours without a place in it, why."""
+def _our_lines(compared: ComparedTable, *, with_ssim: bool) -> list[dict[str, Any]]:
+    """A line for every model of ours; one that was trained for other tasks says for which."""
     ours: dict[str, dict[str, Any]] = {}
-    refused: dict[tuple[str, str], list[str]] = {}  # tasks by test set and reason
-    for row in rows:
-        reasons = reasons_against(table, row, protocols[row.task])
-        if reasons:
-            place = (row.test_set, "; ".join(reasons))
-            refused.setdefault(place, []).append(TASKS[row.task].title)
-            continue
-        benchmark = benchmark_named(row.test_set)
-        assert benchmark is not None  # or there was a reason
-        for model, scores in row.models.items():
-            name = f"{VERSIONS[model]}, this run"
-            about = "same photographs and protocol"
-            line = ours.setdefault(model, {"name": name, "about": about, "cells": {}, "ours": True})
-            line["cells"][(row.task, benchmark.name)] = _our_cell(
-                scores, channel="y" if table.channel == "Y" else "rgb", with_ssim=with_ssim
-            )
-    sentences = [
-        f"{', '.join(tasks)} on {test_set}: {reason}"
-        for (test_set, reason), tasks in refused.items()
-    ]
-    return [ours[model] for model in MODELS if model in ours], sentences
+    for score in sorted(compared.ours, key=lambda each: each.model):  # DnCNN before IPT
+        name = score.model
+        if score.task != score.trained_for and score.trained_for in TASKS:
+            name += f" for {TASKS[score.trained_for].title}"
+        about = "same photographs and protocol"
+        if compared.notes:
+            about += f"; {'; '.join(compared.notes)}"
+        line = ours.setdefault(
+            name, {"name": f"{name}, this run", "about": about, "cells": {}, "ours": True}
+        )
+        psnr, ssim = score.psnr_in(compared.table), score.ssim_in(compared.table)
+        text = "∞" if psnr is None else f"{psnr:.2f}"
+        cell = f"{text} / {ssim:.4f}" if with_ssim and ssim is not None else text
+        line["cells"][(score.task, score.benchmark)] = cell
+    return list(ours.values())

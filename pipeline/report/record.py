@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.artifacts import JSON
-from pipeline.published_results import PublishedResult
 
 FORMAT = 1  # raised when a key changes its meaning
 AS_THEY_ARE = (
@@ -23,7 +22,7 @@ def report_record(sections: Mapping[str, Any]) -> dict[str, JSON]:
         "format": FORMAT,
         **{key: sections[key] for key in AS_THEY_ARE},
         "verdict": [_verdict(line) for line in sections["tasks"]],
-        "published": [_published(entry) for entry in sections["published"]],
+        "published": sections["comparison"],
         "pictures": [_picture(each) for each in sections["pictures"]],
         "trainings": [
             {
@@ -44,28 +43,10 @@ def _verdict(line: Mapping[str, Any]) -> dict[str, JSON]:
         **asdict(line["row"]),
         "input": line["input"],
         "compared_by": line["score"],
-        "published": [_result(each["result"]) for each in line["published"]],
+        "published": [asdict(each["result"]) for each in line["published"]],
         "why_nothing_published": line["why_not"],
+        "checks": line["checks"],
     }
-
-
-def _published(entry: Mapping[str, Any]) -> dict[str, JSON]:
-    table = entry["table"]
-    return {
-        "title": table.title,
-        "channel": table.channel,
-        "border": table.border,
-        "noise": table.noise,
-        "explanation": table.explanation,
-        "results": [_result(each) for each in entry["results"]],
-        # Whose numbers stand in it: those of the verdict.
-        "holds_ours": entry["holds_ours"],
-        "not_comparable": entry["reasons"],
-    }
-
-
-def _result(result: PublishedResult) -> dict[str, JSON]:
-    return asdict(result)
 
 
 def _picture(picture: Mapping[str, Any]) -> dict[str, JSON]:

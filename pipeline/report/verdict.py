@@ -35,6 +35,7 @@ class VerdictRow:
     ipt: Scores | None = None
     skipped: int = 0  # photographs left out of the test set
     corrupted_is_given: bool = False  # as files, not made by the evaluation
+    incomplete: bool = False  # not all of the benchmark that it is named after
 
     @property
     def models(self) -> dict[str, Scores]:
@@ -59,6 +60,7 @@ def verdict_rows(records: Sequence[Mapping[str, Any]]) -> list[VerdictRow]:
             row["images"] = len(scores["images"])
             row["skipped"] = len(scores["skipped"])
             row["corrupted_is_given"] = scores["corrupted_is_given"]
+            row["incomplete"] = row.get("incomplete", False) or scores["incomplete"]
             row[model_of(record)] = scores["mean"]["restored"]
     order = list(TASKS)
     return [
@@ -196,6 +198,7 @@ def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
                 "test_set": row.test_set,
                 "images": row.images,
                 "skipped": row.skipped,
+                "incomplete": row.incomplete,
                 "sentence": sentence(row),
                 "channel": headline_channel(task),
                 "dots": dots,
