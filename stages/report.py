@@ -1,11 +1,12 @@
-"""Writes report.html: one page that holds everything a run has to show, and loads nothing."""
+"""Writes report.html, one page that holds everything a run has to show and loads nothing, and
+report.json, the same numbers for machines."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import JSON, Artifact, write_atomically
+from pipeline.artifacts import JSON, Artifact, write_atomically, write_json
 from pipeline.config_section import Section
 from pipeline.graph import Job, Stage, StageError
 from pipeline.tasks import TASKS
@@ -29,7 +30,7 @@ def report_stage(name: str, stages: Mapping[str, Stage]) -> Stage:
     return Stage(
         name="report",
         kind="report",
-        version=1,
+        version=2,
         config=ReportConfig(
             name=name,
             kinds={each: stage.kind for each, stage in stages.items()},
@@ -45,15 +46,18 @@ def report_stage(name: str, stages: Mapping[str, Stage]) -> Stage:
 
 def run(job: Job) -> dict[str, JSON]:
     from pipeline.data.shards import ShardError
+    from pipeline.report.record import report_record
     from pipeline.report.verdict import verdict_rows
 
     scores = {name: _read_scores(artifact) for name, artifact in _of_kind(job, "evaluate").items()}
     rows = verdict_rows(list(scores.values()))
     try:
-        page = _render(_sections(job, scores, rows))
+        sections = _sections(job, scores, rows)
     except ShardError as error:
         raise StageError(str(error)) from error
+    page = _render(sections)
     write_atomically(job.folder / "report.html", page)
+    write_json(job.folder / "report.json", report_record(sections))
     job.progress(1, 1, "report.html")
     return {"rows": [asdict(row) for row in rows], "bytes": len(page.encode())}
 
@@ -78,10 +82,13 @@ def _read_scores(artifact: Artifact) -> dict[str, Any]:
 def _sections(
     job: Job, scores: Mapping[str, dict[str, Any]], rows: "list[VerdictRow]"
 ) -> dict[str, Any]:
-    from pipeline.report import comparisons, facts, published, verdict
+    from pipeline.published_comparison import compared_tables, comparison_data
+    from pipeline.report import comparisons, facts, published, task_table, verdict
 
     config = job.config
     assert isinstance(config, ReportConfig)
+    records = list(scores.values())
+    tables = compared_tables(records)
     folders = [(job.inputs[name].folder, record) for name, record in scores.items()]
     # DnCNN's first, so that IPT's, which says how it tiles, stays where there are both.
     ordered = sorted(scores.values(), key=lambda record: record["model"] != "dncnn")
@@ -113,11 +120,14 @@ def _sections(
         "trained_on": trained_on,
         "scored_on": len(scored_on),
         "are_held_out": are_held_out,
+        "tasks": task_table.task_table(rows, records, tables),
         "verdict": verdict.verdict_section(rows),
         "axis": [{"value": tick, "left": 100 * (tick - low) / (high - low)} for tick in ticks],
-        "protocols": {TASKS[task].title: protocol for task, protocol in protocols.items()},
-        "published": published.published_section(list(scores.values())),
-        "pictures": comparisons.pictures_section(comparisons.comparisons(folders)),
+        "protocols": protocols,
+        "titles": {task: TASKS[task].title for task in protocols},
+        "published": published.published_section(tables),
+        "comparison": comparison_data(records),
+        **comparisons.pictures_sections(comparisons.comparisons(folders)),
         "trainings": [facts.curves_section(*each) for each in trainings.items() if each[1]],
         "samples": facts.samples_section(corrupt, job.runtime),
         "sources": {name: each.manifest.summary for name, each in sources.items()},
@@ -137,12 +147,14 @@ def _render(context: Mapping[str, Any]) -> str:
 
     import pipeline
     from pipeline.report.facts import size
+    from pipeline.report.figures import duration
 
     assets = resources.files(pipeline) / "assets"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["size"] = size
+    environment.filters |= {"size": size, "duration": duration}
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     template = environment.from_string((assets / "report.html.jinja").read_text("utf-8"))
     return template.render(
         context,

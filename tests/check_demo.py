@@ -33,4 +33,10 @@ def test_second_run_makes_nothing():
 def test_report_says_what_five_photographs_are_worth():
     (report,) = RUN.glob("report/*/report.html")
 
+    record = json.loads(report.with_name("report.json").read_text())
+
     assert "smoke test" in report.read_text()
+    assert "smoke test" in record["smoke_test"]
+    assert {(each["task"], each["test_set"]) for each in record["verdict"]} == {
+        (task, "held-out") for task in ("derain", "denoise30", "denoise50")
+    }

@@ -20,6 +20,25 @@ def scores(psnr: float, ssim: float = 0.5) -> dict[str, float]:
     return {"psnr_rgb": psnr, "psnr_y": psnr + 2, "ssim_rgb": ssim, "ssim_y": ssim + 0.1}
 
 
+def protocol(model: str, task: str) -> dict:
+    return {
+        "channels": ["RGB", "Y"],
+        "border": int(task[2]) if task.startswith("sr") else 0,
+        "rounding": "uint8",
+        "corrupted_rounding": "none, as drawn",
+        "luma": "unrounded",
+        "ssim": "Gaussian",
+        "mean": "of per-image scores",
+        "noise": "clipped" if task.startswith("denoise") else None,
+        "seed": 0,
+        "tiling": None if model == "dncnn" else "overlap",
+        "self_ensemble": False,
+        "precision": "float32",
+        "corrupted_shown": "bicubic upscaling" if task.startswith("sr") else "as given",
+        "drawn": {},
+    }
+
+
 def write_scores(folder: Path, *, model: str, task: str, psnr: float, image: str) -> None:
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -40,22 +59,7 @@ def write_scores(folder: Path, *, model: str, task: str, psnr: float, image: str
         "model": model,
         "model_name": "DnCNN" if model == "dncnn" else "IPT",
         "task": task,
-        "protocol": {
-            "channels": ["RGB", "Y"],
-            "border": 2 if task == "sr2" else 0,
-            "rounding": "uint8",
-            "corrupted_rounding": "none, as drawn",
-            "luma": "unrounded",
-            "ssim": "Gaussian",
-            "mean": "of per-image scores",
-            "noise": "clipped" if task == "denoise30" else None,
-            "seed": 0,
-            "tiling": None if model == "dncnn" else "overlap",
-            "self_ensemble": False,
-            "precision": "float32",
-            "corrupted_shown": "as given",
-            "drawn": {},
-        },
+        "protocol": protocol(model, task),
         "test_sets": {
             "mine": {
                 "images": [entry],

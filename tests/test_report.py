@@ -63,6 +63,29 @@ def test_the_page_is_whole_and_loads_nothing(small_run):
     assert summary["bytes"] == len(text.encode()) < 6_000_000
 
 
+def test_the_record_has_the_same_numbers_and_no_pictures(small_run):
+    text, summary = small_run.report()
+
+    content = (small_run.root / "report" / "report.json").read_text()
+    record = json.loads(content, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    (row,) = record["verdict"]
+    assert {key: row[key] for key in summary["rows"][0]} == summary["rows"][0]
+    assert (row["compared_by"], row["input"]) == ("psnr_rgb", "noisy input")
+    assert (row["published"], row["why_nothing_published"]) == ([], "other photographs")
+    assert record["headline"] in text
+    assert record["protocols"]["denoise30"]["noise"] == "clipped"
+    assert len(record["skipped"]) == 3
+    assert {each["name"] for each in record["stages"]} == set(small_run.stages)
+    assert {each["fingerprint"] for each in record["stages"]} == {"f" * 64}
+    curves = {each["title"]: each["curves"] for each in record["trainings"]}
+    assert curves["DnCNN"]["L2 loss"]["denoise30"][-1] == [64, 9 / 8]
+    (picture,) = record["pictures"]
+    assert picture["psnr"] == {"corrupted": 18.5, "dncnn": 28.5, "ipt": 27.25}
+    assert picture["crops"] == [{"chosen": "the whole image", "top": 0, "left": 0}]
+    assert "data:image" not in content
+    assert "<svg" not in content
+
+
 def test_names_are_escaped(small_run):
     text, _ = small_run.report()
 
@@ -147,6 +170,11 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
 
     text, _ = small_run.report()
 
+    (row,) = json.loads((small_run.root / "report" / "report.json").read_text())["verdict"]
+    beside = [(each["method"], each["psnr"]) for each in row["published"]]
+    assert beside == ([] if is_given else [("IPT", 30.75)])  # the Y numbers have another channel
+    why = row["why_nothing_published"]
+    assert why is None if beside else why.startswith("noise of given files")
     tables = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", text, re.DOTALL)
     with_ours = [title for title, body in tables if "IPT, this run" in body]
     if is_given:  # then nobody knows how the noise was made
@@ -196,3 +224,31 @@ def test_importing_the_stages_imports_neither_torch_nor_numpy():
     imported = imported_by("import stages.evaluate, stages.report")
 
     assert not {"torch", "numpy", "jinja2"} & imported
+
+
+@pytest.mark.parametrize(
+    ("states", "mark"),
+    [
+        ({"sizes": "verified", "input on RGB": "verified"}, "; verified<"),
+        ({"sizes": "verified", "input": "not checked"}, "; verified: sizes<"),
+        ({"sizes": "differs", "input": "not checked"}, ", incomplete; differs: sizes<"),
+    ],
+)
+def test_what_was_verified_of_a_benchmark_stands_beside_its_name(small_run, states, mark):
+    checks = [
+        {"what": what, "state": state, "expected": "1", "found": "2"}
+        for what, state in states.items()
+    ]
+    for name in ("finetune-denoise30", "dncnn-denoise30"):
+        path = small_run.root / f"evaluate-{name}" / "scores.json"
+        record = json.loads(path.read_text())
+        is_incomplete = "differs" in states.values()
+        benchmark = {"name": "CBSD68", "images": 68, "layout": "", "checks": checks}
+        record["test_sets"]["mine"] |= {"benchmark": benchmark, "incomplete": is_incomplete}
+        path.write_text(json.dumps(record))
+
+    text, _ = small_run.report()
+
+    assert mark in text
+    (row,) = json.loads((small_run.root / "report" / "report.json").read_text())["verdict"]
+    assert row["checks"] == checks

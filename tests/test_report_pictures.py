@@ -1,8 +1,12 @@
+import base64
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report.comparisons import PICTURE_BUDGET, Comparison, pictures_section
+from pipeline.report.comparisons import Comparison, pictures_section
+from pipeline.report.facts import POINTS, thinned
 from pipeline.report.figures import Node, duration, graph_picture, line_chart
 from pipeline.report.pictures import contact_sheet, most_different
 from pipeline.tasks import TASKS
@@ -45,12 +49,53 @@ def test_pictures_shrink_until_the_page_can_bear_them(tmp_path):
         for image in "ab"
     ]
 
-    section = pictures_section(comparisons)
+    section = pictures_section(comparisons, budget=2_000_000)
 
     assert len(section) == 9
-    assert section[0]["width"] < 320
-    weight = sum(len(version["uri"]) for each in section for version in each["versions"])
-    assert weight <= PICTURE_BUDGET
+    assert section[0]["width"] < 200
+    assert 1_000_000 < weight(section) <= 2_000_000
+    few = pictures_section(comparisons, budget=200_000)
+    assert [each["test_set"] for each in few] == list("0123456789")[: len(few)]
+    assert few
+    assert weight(few) <= 200_000
+
+
+def weight(section: list[dict]) -> int:
+    crops = [crop for each in section for crop in each["crops"]]
+    return sum(len(version["uri"]) for crop in crops for version in crop["versions"])
+
+
+def test_crops_are_the_place_of_the_largest_difference_and_one_by_chance(tmp_path):
+    clean = np.arange(300 * 400 * 3, dtype=np.uint32).reshape(300, 400, 3).astype(np.uint8)
+    ipt = clean.copy()
+    ipt[290, 390] ^= 255
+    paths = {}
+    for version, pixels in {"corrupted": clean, "ipt": ipt, "clean": clean}.items():
+        paths[version] = tmp_path / f"{version}.png"
+        Image.fromarray(pixels).save(paths[version])
+
+    def crops_of(image: str) -> list[dict]:
+        one = Comparison(task=TASKS["denoise30"], test_set="mine", image=image, paths=paths)
+        return pictures_section([one])[0]["crops"]
+
+    most, random = crops_of("a")
+    assert most["top"] + 150 > 290 >= most["top"]
+    assert most["left"] + 200 > 390 >= most["left"]
+    assert (most["chosen"], random["chosen"]) == (
+        "where IPT and Clean differ most",
+        "at random, with a fixed seed",
+    )
+    for crop in (most, random):
+        for version in crop["versions"]:
+            data = base64.b64decode(version["uri"].partition(",")[2])
+            with Image.open(io.BytesIO(data)) as image:
+                shown = np.asarray(image)
+            whole = ipt if version["key"] == "ipt" else clean
+            top, left = crop["top"], crop["left"]
+            assert np.array_equal(shown, whole[top : top + 150, left : left + 200])
+    assert crops_of("a")[1]["top"] == random["top"]
+    places = {(crops_of(name)[1]["top"], crops_of(name)[1]["left"]) for name in "abc"}
+    assert len(places) == 3
 
 
 def test_a_chart_survives_one_point_zeros_and_gaps():
@@ -76,6 +121,23 @@ def test_the_graph_draws_no_line_that_another_path_implies():
 
     assert picture.count('class="edge"') == 3
     assert picture.count('class="box"') == 4
+
+
+def test_ticks_show_the_number_that_they_stand_for():
+    picture = line_chart({"": [(0, 0.0), (8, 1.2e-4)]}, title="t", x_label="x")
+
+    assert all(f">{tick}<" in picture for tick in ("0", "2.5e-5", "5e-5", "7.5e-5", "1e-4"))
+
+
+def test_long_lines_are_drawn_in_means_of_neighbours():
+    line = [(float(i), float(i % 2)) for i in range(10_001)]
+
+    thin = thinned(line)
+
+    assert len(thin) <= POINTS
+    assert thin[-1] == line[-1]
+    assert {y for _, y in thin[:-1]} == {0.5}
+    assert thinned(line[:POINTS]) == line[:POINTS]
 
 
 @pytest.mark.parametrize(

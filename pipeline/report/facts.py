@@ -1,6 +1,7 @@
 """The plain facts of a run: curves, samples, data, graph, provenance."""
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.report.samples import validation_samples
 from pipeline.tasks import TASKS, task_named
 
 SAMPLES = 6  # of every corruption, on its contact sheet
+POINTS = 300  # of a line, at most: no more can be seen
 
 
 def curves_section(title: str, trainings: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -54,7 +56,24 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> Points:
-    return [(row["samples"], row[key]) for row in rows if row.get(key) is not None]
+    values = ((row["samples"], row.get(key)) for row in rows)
+    return thinned([(x, y) for x, y in values if y is not None and math.isfinite(y)])
+
+
+def thinned(points: Points) -> Points:
+    """At most POINTS points: the means of neighbours where there are more, the last as it is."""
+    if len(points) <= POINTS:
+        return points
+    *before, last = points
+    group = math.ceil(len(before) / (POINTS - 1))
+    groups = [before[start : start + group] for start in range(0, len(before), group)]
+    return [
+        *(
+            (sum(x for x, _ in each) / len(each), sum(y for _, y in each) / len(each))
+            for each in groups
+        ),
+        last,
+    ]
 
 
 def _account(summary: Mapping[str, JSON]) -> str:
@@ -70,7 +89,8 @@ def _account(summary: Mapping[str, JSON]) -> str:
 
 def _chart(lines: Mapping[str, Points], title: str, *, log: bool = False) -> dict[str, Any]:
     picture = line_chart(lines, title=title, x_label="samples", log=log)
-    return {"title": title, "note": "logarithmic" if log else "", "svg": Markup(picture)}
+    note = "logarithmic" if log else ""
+    return {"title": title, "note": note, "svg": Markup(picture), "lines": dict(lines)}
 
 
 def trained_on(corrupt: Sequence[Artifact], summary: Mapping[str, JSON]) -> int:
@@ -136,6 +156,7 @@ def samples_section(corrupt: Mapping[str, Artifact], runtime: Runtime) -> list[d
         shown = {key: [each.parameters[key] for each in samples] for key in samples[0].parameters}
         section.append(
             {
+                "task": name,
                 "title": task.title,
                 "parameters": ", ".join([row["corruption"], *drawn_with]),
                 # What was drawn for each of them, from left to right.
@@ -165,19 +186,21 @@ def graph_section(
     stages = [
         {
             "name": name,
-            "time": duration(seconds[name]),
-            "fingerprint": each.manifest.fingerprint[:12],
+            "kind": kinds[name],
+            "inputs": list(edges[name]),
+            "seconds": seconds[name],
+            "fingerprint": each.manifest.fingerprint,
             "version": each.manifest.version,
             "host": each.manifest.provenance["host"],
             "since": each.manifest.provenance["since"],
-            "bytes": size(sum(file.bytes for file in each.manifest.files)),
+            "bytes": sum(file.bytes for file in each.manifest.files),
         }
         for name, each in artifacts.items()
     ]
     return {
         "svg": Markup(graph_picture(nodes)),
         "stages": stages,
-        "total": duration(sum(seconds.values())),
+        "seconds": sum(seconds.values()),
     }
 
 

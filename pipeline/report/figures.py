@@ -11,7 +11,8 @@ WIDTH, HEIGHT = 420, 260  # of a chart, in SVG units
 LEFT, TOP, BOTTOM = 56, 12, 44
 RIGHT_OF_LABELS, RIGHT = 92, 12  # the margin with and without labels at the ends of lines
 LABEL_GAP = 16  # between the labels at the ends of lines
-NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 164, 46, 50, 12
+NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 170, 46, 44, 12
+NAME_LENGTH = 19  # letters that fit a node
 
 
 Points = Sequence[tuple[float, float]]
@@ -128,7 +129,11 @@ def _linear_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
     """Round numbers from at most `low` to at least `high`."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor * most >= span)
+    step = next(
+        power * factor
+        for factor in (1, 2, 2.5, 5, 10)
+        if power * factor * most >= span * (1 - 1e-9)
+    )
     first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
     return [round(step * i, 12) for i in range(first, max(last, first + 1) + 1)]
 
@@ -152,7 +157,10 @@ def _short(value: float) -> str:
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:g}{unit}"
-    return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:g}"
+    if abs(value) >= 1e-3:
+        return f"{value:g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def _y_tick(value: float, y: float, right: float) -> str:
@@ -227,7 +235,7 @@ def _box(node: Node, place: tuple[float, float], slowest: float) -> str:
     x, y = place
     share = node.seconds / slowest
     name = re.sub(rf"^{re.escape(node.kind)}[-@]", "", node.name)
-    name = name if len(name) <= 22 else f"{name[:21]}…"
+    name = name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
     below = duration(node.seconds)
     if name != node.name:
         below = f"{node.kind} · {below}"

@@ -23,6 +23,11 @@ def png_uri(picture: np.ndarray) -> str:
     return _uri(Image.fromarray(picture), "PNG", optimize=True)
 
 
+def webp_uri(picture: np.ndarray) -> str:
+    """(H, W, 3) uint8 as a data URI, without loss: a fifth smaller than PNG, and sooner made."""
+    return _uri(Image.fromarray(picture), "WEBP", lossless=True, method=2)
+
+
 def thumbnail_uri(picture: np.ndarray, width: int) -> str:
     """A small version to find one's way by, as JPEG."""
     image = Image.fromarray(picture)

@@ -1,53 +1,106 @@
 """The published tables for the tasks of a run, with the run's own scores where they may stand."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from pipeline.published_comparison import ComparedTable, OurScore, compared_tables
+from pipeline.published_comparison import ComparedTable, OurScore
 from pipeline.published_results import PublishedResult, PublishedTable
+from pipeline.report.verdict import VerdictRow, headline_channel
 from pipeline.tasks import TASKS
 
 
-def published_section(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The published tables for what the `scores.json` records were measured at; ours stand in them
-    where all is equal."""
+def published_section(tables: Sequence[ComparedTable]) -> list[dict[str, Any]]:
+    """The published tables for what was measured; ours stand in them where all is equal."""
     section = []
-    for compared in compared_tables(records):
+    for compared in tables:
         table, results = compared.table, compared.published
-        tasks = list(dict.fromkeys(each.task for each in results))
-        titles = {each.task: each.title for each in (*compared.ours, *_apart(compared))}
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
         for each in results:
             line = lines.setdefault(
-                (each.method, each.source, each.remark),
+                (each.method, each.source, each.remark, each.differs),
                 {"name": each.method, "about": _about(each, table), "cells": {}, "ours": False},
             )
             line["cells"][(each.task, each.benchmark)] = _published_cell(each)
         has_ssim = any(each.ssim is not None for each in results)
+        all_lines = [*lines.values(), *_our_lines(compared, with_ssim=has_ssim)]
+        scores = [*compared.ours, *(score for score, _ in compared.apart)]
+        titles = {each.task: each.title for each in scores}
         section.append(
             {
                 "table": table,
-                "tasks": [titles[task] for task in tasks],
-                "columns": [(task, name) for task in tasks for name in table.benchmarks],
-                "lines": [*lines.values(), *_our_lines(compared, with_ssim=has_ssim)],
-                "has_ssim": has_ssim,
-                "reasons": [
-                    f"{score.title} on {score.test_set}: {'; '.join(why)}"
-                    for score, why in dict((_place(each), each) for each in compared.apart).values()
+                # A table per task: all tasks in one are too wide for paper and phones.
+                "parts": [
+                    _part(task, titles[task], all_lines)
+                    for task in dict.fromkeys(each.task for each in results)
                 ],
+                "holds_ours": bool(compared.ours),
+                "has_ssim": has_ssim,
+                "reasons": _reasons(compared),
             }
         )
     return section
 
 
-def _apart(compared: ComparedTable) -> list[OurScore]:
-    return [score for score, _ in compared.apart]
+def _part(task: str, title: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The lines of a table that have a number for `task`."""
+    of_task = [line for line in lines if any(each == task for each, _ in line["cells"])]
+    return {"task": task, "title": title, "lines": of_task}
 
 
-def _place(apart: tuple[OurScore, tuple[str, ...]]) -> tuple[str, ...]:
-    """Models of the same task differ for the same reason, which is said once."""
-    score, why = apart
-    return (score.title, score.test_set, *why)
+def _reasons(compared: ComparedTable) -> list[str]:
+    """Why scores of ours have no place in a table, once for all that differ alike."""
+    titles: dict[tuple[str, str], dict[str, None]] = {}
+    for score, why in compared.apart:
+        titles.setdefault((score.test_set, "; ".join(why)), {})[score.title] = None
+    return [f"{', '.join(them)} on {name}: {why}" for (name, why), them in titles.items()]
+
+
+def published_beside(
+    row: VerdictRow, tables: Sequence[ComparedTable]
+) -> tuple[list[PublishedResult], str | None]:
+    """What others report for a row's two models under its very protocol, or why nothing is there.
+
+    One number per method, the first of its tables; the published section has them all.
+    """
+    channel = headline_channel(TASKS[row.task])
+    against: list[tuple[str, ...]] = []
+    there: list[PublishedResult] = []
+    for compared in tables:
+        # What a row shows is of luma as it is.
+        if compared.table.channel != channel or compared.table.luma == "rounded":
+            continue
+        apart = [(score, why) for score, why in compared.apart if _is_of(score, row)]
+        ours = [score for score in compared.ours if _is_of(score, row)]
+        measured = {
+            (score.task, score.benchmark) for score in (*ours, *(each for each, _ in apart))
+        }
+        if not any(each.task == task for each in compared.published for task, _ in measured):
+            continue
+        against.append(min((why for _, why in apart), key=len, default=()))
+        if not apart:  # all models of the row may stand in it
+            there += [
+                each
+                for each in compared.published
+                if (each.task, each.benchmark) in measured and not each.differs
+            ]
+    if not against:
+        return [], "nothing published for this task"
+    found: dict[str, PublishedResult] = {}
+    for each in there:
+        if re.match(r"(DnCNN|IPT)\b", each.method):
+            found.setdefault(each.method, each)
+    if found:
+        return list(found.values()), None
+    if there:
+        return [], "other methods only"
+    if all(against):
+        return [], min(against, key=len)[0].partition(" (")[0]
+    return [], "no number for these photographs"
+
+
+def _is_of(score: OurScore, row: VerdictRow) -> bool:
+    return (score.trained_for, score.test_set) == (row.task, row.test_set)
 
 
 def _about(result: PublishedResult, table: PublishedTable) -> str:
@@ -60,11 +113,14 @@ def _about(result: PublishedResult, table: PublishedTable) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def published_psnr(result: PublishedResult) -> str:
+    """With the digits that it was published with, two at least."""
+    return f"{result.psnr:.{max(2, len(repr(result.psnr).partition('.')[2]))}f}"
+
+
 def _published_cell(result: PublishedResult) -> str:
-    """PSNR with the digits that it was published with, two at least, and SSIM if there is one."""
-    digits = max(2, len(repr(result.psnr).partition(".")[2]))
     ssim = "" if result.ssim is None else f" / {result.ssim:.4f}"
-    return f"{result.psnr:.{digits}f}{ssim}"
+    return f"{published_psnr(result)}{ssim}"
 
 
 def _our_lines(compared: ComparedTable, *, with_ssim: bool) -> list[dict[str, Any]]:

@@ -183,19 +183,14 @@ def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
         task = TASKS[row.task]
         name = headline_score(task)
         lines = {"corrupted": row.corrupted, **row.models}
-        dots: list[dict[str, Any]] = [
+        dots = [
             {
                 "key": key,
-                "name": VERSIONS[key],
-                "value": value,
                 "left": 100 * (value - low) / (high - low),
             }
             for key, scores in lines.items()
             if (value := scores[name]) is not None
         ]
-        # Labels of neighbours stand above and below the line in turn.
-        for number, dot in enumerate(sorted(dots, key=lambda dot: dot["left"])):
-            dot["low"] = number % 2 == 1
         section.append(
             {
                 "task": row.task,
@@ -216,7 +211,7 @@ def verdict_section(rows: Sequence[VerdictRow]) -> list[dict[str, Any]]:
                     }
                     for key, scores in lines.items()
                 ],
-                "best": _best(row.models),
+                "best": best_models(row.models),
             }
         )
     return section
@@ -229,7 +224,7 @@ def _gains(scores: Scores, before: Scores) -> dict[str, float | None]:
     }
 
 
-def _best(models: Mapping[str, Scores]) -> dict[str, set[str]]:
+def best_models(models: Mapping[str, Scores]) -> dict[str, set[str]]:
     """Which models are best at each score, at the digits printed; none where there is only one."""
     if len(models) < 2:
         return {}
