@@ -116,14 +116,16 @@ def kill_and_compare(
     engine: str,
     count: int,
     seed: int,
+    *,
     moments: Sequence[str] = (),
+    steps: int = STEPS,
 ) -> tuple[list[Kill], int]:
     """The kills, and how often a run came to its end; KillFailure where one ends otherwise.
 
     The moments come in turn: a random one, then each of `MOMENTS`, unless others are given.
     """
     folder.mkdir(parents=True)
-    expected, seconds = undisturbed(folder / "undisturbed", prepared, engine)
+    expected, seconds = undisturbed(folder / "undisturbed", prepared, engine, steps)
     draw = random.Random(seed)
     turns = cycle(moments or ("random", *MOMENTS, "random"))
     kills: list[Kill] = []
@@ -132,12 +134,12 @@ def kill_and_compare(
     while len(kills) < count or runs.exists():
         if not runs.exists():
             shutil.copytree(prepared, runs)
-        process = start(runs, engine, "--until", "pretrain")
+        process = pretrain(runs, engine, steps)
         moment = next(turns) if len(kills) < count else "none"
         began = time.monotonic()
         if not came(moment, runs, process, draw.uniform(1.0, seconds)):
             run(process)
-            compare(runs, expected, f"{engine}, after {len(kills)} kills")
+            compare(made(runs, steps), expected, f"{engine}, after {len(kills)} kills")
             shutil.rmtree(runs)
             ends += 1
             continue
@@ -166,6 +168,10 @@ def came(moment: str, runs: Path, process: "subprocess.Popen[str]", seconds: flo
     return False
 
 
+def pretrain(runs: Path, engine: str, steps: int) -> "subprocess.Popen[str]":
+    return start(runs, engine, "--until", "pretrain", "--set", f"pretrain.samples={24 * steps}")
+
+
 def start(runs: Path, engine: str, *options: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "launch", "run", str(runs / "config.yaml"), *options]
     command += ["--set", f"runtime.runs={runs}", "--set", f"runtime.engine={engine}"]
@@ -179,12 +185,14 @@ def run(process: "subprocess.Popen[str]") -> None:
         raise KillFailure(f"a run ended with exit code {process.returncode}:\n{output[-3000:]}")
 
 
-def undisturbed(runs: Path, prepared: Path, engine: str) -> tuple[dict[str, str], float]:
+def undisturbed(
+    runs: Path, prepared: Path, engine: str, steps: int
+) -> tuple[dict[str, str], float]:
     """What a run ends with, and the seconds that it took."""
     shutil.copytree(prepared, runs)
     began = time.monotonic()
-    run(start(runs, engine, "--until", "pretrain"))
-    return made(runs), time.monotonic() - began
+    run(pretrain(runs, engine, steps))
+    return made(runs, steps), time.monotonic() - began
 
 
 def newest(runs: Path) -> list[Path]:
@@ -195,11 +203,11 @@ def number(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def made(runs: Path) -> dict[str, str]:
+def made(runs: Path, steps: int) -> dict[str, str]:
     """SHA-256 of the model, of all that the last checkpoint holds, and the losses of every step."""
     (folder,) = (runs / "killed" / "pretrain").iterdir()
     found: dict[str, str] = {}
-    for sealed in (folder, folder / "checkpoints" / f"step-{STEPS:08d}"):
+    for sealed in (folder, folder / "checkpoints" / f"step-{steps:08d}"):
         artifact = open_artifact(sealed)
         if artifact is None:
             raise KillFailure(f"{sealed}: not sealed")
@@ -213,8 +221,7 @@ def made(runs: Path) -> dict[str, str]:
     return found
 
 
-def compare(runs: Path, expected: dict[str, str], where: str) -> None:
-    found = made(runs)
+def compare(found: dict[str, str], expected: dict[str, str], where: str) -> None:
     differing = sorted(
         name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
     )

@@ -6,7 +6,7 @@ from ipt_samples import CONFIG, SIZE, patches, small_ipt
 from torch import nn
 
 from pipeline.losses import l1, supcon
-from pipeline.model_configs import IPTConfig, IPTSize, Precision
+from pipeline.model_configs import IPTConfig, IPTSize
 from pipeline.models.blocks import computing_in
 from pipeline.models.ipt import IPT, features_of, tokens_of
 
@@ -139,16 +139,13 @@ def test_initialisation_is_the_published_one(model: IPT) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "checkpoints"), [("float32", False), ("bfloat16", True)])
-def test_body_compiles_forward_and_backward(
-    model: IPT, precision: Precision, checkpoints: bool
-) -> None:
+def test_body_compiles_whole_in_bfloat16_with_checkpointing(model: IPT) -> None:
     compiled = torch.compile(model.body, fullgraph=True)
     tokens = torch.randn(2, 16, 36, requires_grad=True)
     found = []
     for body in (model.body, compiled):
-        with computing_in(precision, tokens.device):
-            result = body(tokens, {"sr2": 2}, activation_checkpointing=checkpoints)
+        with computing_in("bfloat16", tokens.device):
+            result = body(tokens, {"sr2": 2}, activation_checkpointing=True)
         result.square().mean().backward()
         gradients = [each.grad for each in (tokens, *model.body.parameters())]
         found.append([result.detach(), *(each for each in gradients if each is not None)])
@@ -157,10 +154,8 @@ def test_body_compiles_forward_and_backward(
 
     assert len(found[0]) == 1 + 1 + len(list(model.body.parameters())) - 3  # three idle queries
     for eager, fast in zip(*found, strict=True):
-        if precision == "float32":
-            torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-5)
-        else:  # a compiler may keep in float32 what eager rounds between two operations
-            assert (fast - eager).norm() / eager.norm() < 0.02
+        # A compiler may keep in float32 what eager rounds between two operations.
+        assert (fast - eager).norm() / eager.norm() < 0.02
 
 
 def test_deep_copy_is_independent(model: IPT) -> None:
