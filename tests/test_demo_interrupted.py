@@ -39,10 +39,10 @@ def test_interrupted_run_goes_on_to_the_same_weights(finished, tmp_path, sent, m
 
 @pytest.mark.slow
 def test_run_killed_again_and_again_ends_as_if_untouched(finished, tmp_path):
-    """Eight SIGKILLs, wherever they hit: in a stage, in a save, between two stages."""
+    """Five SIGKILLs, wherever they hit: in a stage, in a save, between two stages."""
     run = Run(tmp_path)
     moments = random.Random(0)
-    for _ in range(8):
+    for _ in range(5):
         process = run.start("run")
         time.sleep(moments.uniform(1.0, 7.0))
         process.kill()
