@@ -26,6 +26,7 @@ if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, no
 
 from benchmarks.process_tree import kill_tree
 from pipeline.artifacts import open_artifact, verify
+from pipeline.training.checkpoint_names import checkpoint_name, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3")
@@ -51,6 +52,7 @@ runtime:
   keep_checkpoints: 2
   images_every_steps: 20
 """
+CHECKPOINTS = "killed/pretrain/*/checkpoints/step-*"  # of a run
 # What is seen in the training's folder while it is at that.
 MOMENTS = {
     "save": "checkpoints/.unfinished-*",
@@ -146,7 +148,7 @@ def kill_and_compare(
         kill_tree(process.pid)
         process.communicate()
         after = time.monotonic() - began
-        step = max((number(each) for each in newest(runs)), default=0)
+        step = max((step_of(each) or 0 for each in runs.glob(CHECKPOINTS)), default=0)
         kills.append(Kill(engine=engine, moment=moment, after_seconds=after, step=step))
     return kills, ends
 
@@ -195,19 +197,11 @@ def undisturbed(
     return made(runs, steps), time.monotonic() - began
 
 
-def newest(runs: Path) -> list[Path]:
-    return list(runs.glob("killed/pretrain/*/checkpoints/step-*"))
-
-
-def number(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 def made(runs: Path, steps: int) -> dict[str, str]:
     """SHA-256 of the model, of all that the last checkpoint holds, and the losses of every step."""
     (folder,) = (runs / "killed" / "pretrain").iterdir()
     found: dict[str, str] = {}
-    for sealed in (folder, folder / "checkpoints" / f"step-{steps:08d}"):
+    for sealed in (folder, folder / "checkpoints" / checkpoint_name(steps)):
         artifact = open_artifact(sealed)
         if artifact is None:
             raise KillFailure(f"{sealed}: not sealed")

@@ -27,7 +27,8 @@ from pipeline.graph import (
     resolve_stage,
 )
 from pipeline.locks import writing
-from pipeline.training.placement import LaunchError, check_engine, share_out
+from pipeline.signal_handlers import handling
+from pipeline.training.placement import LaunchError, check_sharing
 from stages.recipe import folders_read
 
 logger = logging.getLogger(__name__)
@@ -116,11 +117,9 @@ def _make_room(resolved: Resolved, config_arguments: list[str], *, in_parts: boo
 def check_launch(config: RunConfig) -> None:
     """Refuse, before anything is made, what would fail only after hours: batches that the run's
     processes can't share."""
-    engine = config.runtime.engine
     for name, training in config.trainings.items():
         try:
-            check_engine("ddp" if engine == "launcher" else engine, training)
-            share_out(training, config.runtime, rank=0, world_size=config.runtime.processes)
+            check_sharing(training, config.runtime, world_size=config.runtime.processes)
         except LaunchError as error:
             raise ConfigError(f"{name}: {error}") from None
 
@@ -167,7 +166,7 @@ def _launch(stage: Stage, config: RunConfig, config_arguments: list[str]) -> Non
         logger.info("starting %s", " ".join(command))
         process = subprocess.Popen(
             command,
-            env=os.environ | launcher_environment(config),
+            env=os.environ | launcher_environment(config, on_gpus=has_gpu()),
             start_new_session=True,  # a terminal's Ctrl-C comes through us, once
             preexec_fn=end_with_parent,
         )
@@ -191,12 +190,8 @@ def _passing_on_signals(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     def pass_on(*_: object) -> None:
         process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
-    try:
+    with handling(STOP_SIGNALS, pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def launcher_command(stage_name: str, config: RunConfig, config_arguments: list[str]) -> list[str]:
@@ -217,9 +212,9 @@ def launcher_command(stage_name: str, config: RunConfig, config_arguments: list[
     return [*accelerate, *program]
 
 
-def launcher_environment(config: RunConfig) -> dict[str, str]:
+def launcher_environment(config: RunConfig, *, on_gpus: bool) -> dict[str, str]:
     """What the launcher must be told on CPUs; the threads are in our own environment already."""
-    if has_gpu():
+    if on_gpus:
         return {}
     if config.runtime.engine.startswith("zero"):
         return {"DS_ACCELERATOR": "cpu"}

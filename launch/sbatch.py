@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster import Cluster, Resources
+from launch.local import launcher_environment
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import Stage
-from pipeline.training.placement import LaunchError, check_engine, share_out
+from pipeline.training.placement import LaunchError, check_sharing
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -48,7 +49,6 @@ def processes_per_node(resources: Resources, config: RunConfig) -> int:
 
 def check_processes(config: RunConfig, cluster: Cluster, stages: tuple[Stage, ...]) -> None:
     """Refuse nodes and processes that a training's batch can't be divided over."""
-    engine = config.runtime.engine
     for stage in stages:
         if stage.launch != "distributed":
             continue
@@ -56,8 +56,7 @@ def check_processes(config: RunConfig, cluster: Cluster, stages: tuple[Stage, ..
         resources = cluster.resources(stage)
         world_size = (resources.nodes or 1) * processes_per_node(resources, config)
         try:
-            check_engine("ddp" if engine == "launcher" else engine, training)
-            share_out(training, config.runtime, rank=0, world_size=world_size)
+            check_sharing(training, config.runtime, world_size=world_size)
         except LaunchError as error:
             raise ConfigError(
                 f"{stage.name} on {resources.nodes or 1} nodes with "
@@ -150,12 +149,10 @@ def _launcher(
 def _environment(config: RunConfig, resources: Resources, *, is_launched: bool) -> list[str]:
     if resources.gpus:
         return []
-    lines = ["export CUDA_VISIBLE_DEVICES="]  # on CPUs, whatever the node has
-    if is_launched and config.runtime.engine.startswith("zero"):
-        lines.append("export DS_ACCELERATOR=cpu")
-    elif is_launched:
-        lines.append("export ACCELERATE_USE_CPU=true")
-    return lines
+    variables = {"CUDA_VISIBLE_DEVICES": ""}  # on CPUs, whatever the node has
+    if is_launched:
+        variables |= launcher_environment(config, on_gpus=False)
+    return [f"export {name}={value}" for name, value in variables.items()]
 
 
 def _command(stage: Stage, place: Place, launcher: str) -> str:

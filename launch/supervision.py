@@ -18,6 +18,7 @@ from pipeline.artifacts import write_atomically
 from pipeline.config_file import ConfigError
 from pipeline.graph import Progress, StageError, StoppedWithCheckpoint
 from pipeline.locks import GRACE_SECONDS, ArtifactError, check_owner
+from pipeline.signal_handlers import handling
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,8 @@ def postponed(number: signal.Signals) -> Iterator[None]:
         timer.daemon = True
         timer.start()
 
-    before = signal.signal(number, send_again)
-    try:
+    with handling([number], send_again):
         yield
-    finally:
-        signal.signal(number, before)
 
 
 def end_with_parent() -> None:
@@ -89,13 +87,8 @@ def stopped_by_signals(stage_name: str) -> Iterator[None]:
             "the same command goes on from there"
         )
 
-    numbers = (signal.SIGTERM, signal.SIGUSR2)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
+    with handling((signal.SIGTERM, signal.SIGUSR2), stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

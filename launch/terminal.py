@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pipeline.artifacts import ArtifactError
 from pipeline.config_file import ConfigError
 from pipeline.graph import Progress, StageError, StoppedWithCheckpoint
+from pipeline.signal_handlers import handling
 
 FAILED, USAGE, STOPPED, INTERRUPTED = 1, 2, 75, 130
 INTERRUPT = "stopped; the same command goes on where this one was"
@@ -59,8 +60,9 @@ def exit_code_of() -> Iterator[Outcome]:
 
 @contextmanager
 def _noticing_interrupts(outcome: Outcome) -> Iterator[None]:
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # in the background, Ctrl-C isn't for us
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):  # in the background, Ctrl-C isn't for us
         yield
         return
 
@@ -68,11 +70,8 @@ def _noticing_interrupts(outcome: Outcome) -> Iterator[None]:
         outcome.was_interrupted = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupt)
-    try:
+    with handling([signal.SIGINT], interrupt):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -82,11 +81,8 @@ def terminated_as_interrupted() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with handling([signal.SIGTERM], interrupt):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _say(message: object, code: int) -> int:

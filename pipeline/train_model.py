@@ -5,6 +5,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,15 +58,12 @@ def train_and_export(
     if job.runtime.compile:
         model.compile_parts()
     with _sentences():
-        streams, crops = {}, {}
-        for name, artifact in shards.items():
-            clips = artifact.manifest.summary.get("clip") is not False
-            task = task_named(name, clip_noise=clips)
-            files = shard_files(artifact.folder, job.runtime)
-            streams[name] = open_stream(artifact.folder, task, split="train", files=files)
-            shown = open_stream(artifact.folder, task, split="validation", files=files)
-            corrupted, clean = validation_crops(shown, CROPS, seed)
-            crops[name] = (as_images(corrupted), as_images(clean))
+        streams, crops = _opened(shards, job.runtime, seed=seed)
+        batches = partial(_batches, streams, config=config, seed=seed, workers=job.runtime.workers)
+
+        def checked_batches(place: Place, device: torch.device) -> TrainingBatches:
+            _check_shards(streams, place, contents=job.runtime.verify_shards)
+            return batches(place, device)
 
         def pictures(model: nn.Module) -> dict[str, Tensor]:
             # Compiled, it would be compiled once more, for the number of crops.
@@ -79,14 +77,10 @@ def train_and_export(
             runtime=job.runtime,
             folder=job.folder,
             fingerprint=job.fingerprint,
-            batches=lambda place, device: _batches(
-                streams, place, device, config=config, seed=seed, runtime=job.runtime
-            ),
+            batches=checked_batches,
             groups=groups,
             facts=_facts(model, streams, config),
-            keys=lambda place, number: _batches(
-                streams, place, torch.device("cpu"), config=config, seed=seed, runtime=job.runtime
-            ).samples.keys(number),
+            keys=lambda place, number: batches(place, torch.device("cpu")).samples.keys(number),
             images=pictures,
             progress=job.progress,
         )
@@ -98,6 +92,22 @@ def train_and_export(
             _export(final, job, tasks=tuple(shards))
             _write_pictures(job.folder / IMAGES, _pictures(final, crops, restore))
     return _summary(trained, parameters=sum(each.numel() for each in model.parameters()))
+
+
+def _opened(
+    shards: Mapping[str, Artifact], runtime: Runtime, *, seed: int
+) -> tuple[dict[str, Stream], dict[str, tuple[Tensor, Tensor]]]:
+    """The training streams by task, and the validation crops that are shown."""
+    streams, crops = {}, {}
+    for name, artifact in shards.items():
+        clips = artifact.manifest.summary.get("clip") is not False
+        task = task_named(name, clip_noise=clips)
+        files = shard_files(artifact.folder, runtime)
+        streams[name] = open_stream(artifact.folder, task, split="train", files=files)
+        shown = open_stream(artifact.folder, task, split="validation", files=files)
+        corrupted, clean = validation_crops(shown, CROPS, seed)
+        crops[name] = (as_images(corrupted), as_images(clean))
+    return streams, crops
 
 
 @contextmanager
@@ -126,6 +136,13 @@ def _facts(model: HubModel, streams: Mapping[str, Stream], training: TrainingCon
     )
 
 
+def _check_shards(streams: Mapping[str, Stream], place: Place, *, contents: bool) -> None:
+    """Each process looks at its part of the shards."""
+    for stream in streams.values():
+        numbers = range(place.rank, len(stream.reader.records), place.world_size)
+        stream.reader.check(numbers, contents=contents)
+
+
 def _batches(
     streams: Mapping[str, Stream],
     place: Place,
@@ -133,11 +150,8 @@ def _batches(
     *,
     config: TrainingConfig,
     seed: int,
-    runtime: Runtime,
+    workers: int,
 ) -> TrainingBatches:
-    for stream in streams.values():  # each process looks at its part of the shards
-        numbers = range(place.rank, len(stream.reader.records), place.world_size)
-        stream.reader.check(numbers, contents=runtime.verify_shards)
     return training_batches(
         streams,
         config=config.data,
@@ -149,7 +163,7 @@ def _batches(
         steps=place.steps,
         rank=place.rank,
         world_size=place.world_size,
-        workers=runtime.workers,
+        workers=workers,
         device=device,
     )
 

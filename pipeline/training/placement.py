@@ -89,6 +89,12 @@ def check_engine(engine: EngineName, config: TrainingConfig) -> None:
         )
 
 
+def check_sharing(config: TrainingConfig, runtime: Runtime, *, world_size: int) -> None:
+    """Refuse, before anything is launched, what `runtime` asks of so many processes."""
+    check_engine("ddp" if runtime.engine == "launcher" else runtime.engine, config)
+    share_out(config, runtime, rank=0, world_size=world_size)
+
+
 def leaves_heads_idle(config: TrainingConfig) -> bool:
     """Whether there are parameters that some steps don't use."""
     return isinstance(config, PretrainConfig) and tasks_at_once(config) < len(config.tasks)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.signal_handlers import handling
+
 # A cluster takes the node back; SLURM nears the time limit; Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 # A Ctrl-C reaches a process twice under torchrun: from the terminal and from the launcher.
@@ -33,9 +35,5 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within, the signals only leave a note."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.receive) for number in SIGNALS}
-    try:
+    with handling(SIGNALS, request.receive):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

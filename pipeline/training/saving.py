@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """A thread that writes snapshots, at most one at a time. What fails in it is raised by the
-    next call of any method."""
+    """A thread that writes snapshots, at most one at a time. What fails in it is raised by `check`
+    or `finish`."""
 
     def __init__(self, write: Callable[[Snapshot], Path]) -> None:
         self._write = write
