@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.graph import StageError
-from pipeline.training.loop import fit
 from pipeline.training.objectives import Batch, RestorationObjective
 from pipeline.training.placement import Place
 from tests.training_toys import (
@@ -21,7 +20,6 @@ from tests.training_toys import (
     toy_config,
     toy_fit,
     toy_model,
-    toy_runtime,
 )
 
 
@@ -108,24 +106,23 @@ def test_too_many_skipped_steps_stop_the_training_and_name_step_and_task(
 
 
 def test_a_stop_for_nan_names_the_samples_behind_it(tmp_path: Path) -> None:
-    config, model = toy_config(max_skipped_in_a_row=1), toy_model()
+    config = toy_config(max_skipped_in_a_row=1)
 
-    def too_large_once(place: Place) -> Iterator[Batch]:
+    def too_large_once(place: Place, _: torch.device) -> Iterator[Batch]:
         """In step 2 (of 4 micro-batches) the third one's loss is too large for a number."""
         for number, batch in enumerate(toy_batches(config, place)):
             large = 1e38 if number == 6 else 1.0
             yield {task: (x.float() * large, y) for task, (x, y) in batch.items()}
 
     with pytest.raises(StageError, match="step 2, task denoise30: ") as caught:
-        fit(
-            RestorationObjective(model),
+        toy_fit(
+            tmp_path,
             config=config,
-            runtime=toy_runtime(micro_batch=3),
-            folder=tmp_path,
-            fingerprint="f" * 64,
-            batches=lambda place, device: too_large_once(place),
-            groups=model.parameter_groups(),
-            keys=lambda place, number: [f"denoise30:{number}-{k}" for k in range(10)],
+            given={
+                "batches": too_large_once,
+                "keys": lambda place, number: [f"denoise30:{number}-{k}" for k in range(10)],
+            },
+            micro_batch=3,
         )
 
     assert (
@@ -158,34 +155,15 @@ def test_a_finished_training_run_again_only_returns(tmp_path: Path) -> None:
     _, first = toy_fit(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
-    model = toy_model()
-    again = fit(
-        RestorationObjective(model),
-        config=toy_config(),
-        runtime=toy_runtime(),
-        folder=tmp_path,
-        fingerprint="f" * 64,
-        batches=lambda place, device: pytest.fail("read data"),
-        groups=model.parameter_groups(),
-    )
+    _, again = toy_fit(tmp_path, given={"batches": lambda place, device: pytest.fail("read data")})
 
     assert again.checkpoint.state == first.checkpoint.state
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_data_that_ends_early_is_an_error(tmp_path: Path) -> None:
-    model = toy_model()
-
     with pytest.raises(StageError, match="the data ended after step 0 of 12"):
-        fit(
-            RestorationObjective(model),
-            config=toy_config(),
-            runtime=toy_runtime(),
-            folder=tmp_path,
-            fingerprint="f" * 64,
-            batches=lambda place, device: [],
-            groups=model.parameter_groups(),
-        )
+        toy_fit(tmp_path, given={"batches": lambda place, device: []})
 
 
 def test_metrics_hold_one_row_per_interval_and_none_twice_after_a_kill(tmp_path: Path) -> None:
@@ -214,23 +192,12 @@ def test_metrics_hold_one_row_per_interval_and_none_twice_after_a_kill(tmp_path:
 def test_losses_and_images_reach_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = toy_config()
-    model = toy_model()
-
     def pictures(shown: nn.Module) -> dict[str, Tensor]:
         assert not shown.training
         return {"sr2/restored": torch.full((2, 3, 4, 4), 0.5)}
 
-    fit(
-        RestorationObjective(model),
-        config=config,
-        runtime=toy_runtime(trackers=("tensorboard",), images_every_steps=5),
-        folder=tmp_path,
-        fingerprint="f" * 64,
-        batches=lambda place, device: toy_batches(config, place),
-        groups=model.parameter_groups(),
-        images=pictures,
-    )
+    given = {"images": pictures}
+    toy_fit(tmp_path, given=given, trackers=("tensorboard",), images_every_steps=5)
 
     events = EventAccumulator(str(tmp_path / "logs" / "tensorboard"))
     events.Reload()
@@ -244,20 +211,13 @@ def test_losses_and_images_reach_tensorboard(tmp_path: Path) -> None:
 def test_progress_and_the_plain_line_tell_how_far_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = toy_config(tasks_per_step="all")
-    model = toy_model()
     seen: list[tuple[int, int]] = []
 
     with caplog.at_level(logging.INFO, logger="pipeline"):
-        fit(
-            RestorationObjective(model),
-            config=config,
-            runtime=toy_runtime(),
-            folder=tmp_path,
-            fingerprint="f" * 64,
-            batches=lambda place, device: toy_batches(config, place),
-            groups=model.parameter_groups(),
-            progress=lambda done, total, note="": seen.append((done, total)),
+        toy_fit(
+            tmp_path,
+            config=toy_config(tasks_per_step="all"),
+            given={"progress": lambda done, total, note="": seen.append((done, total))},
         )
 
     assert seen == [(step, 12) for step in range(1, 13)]

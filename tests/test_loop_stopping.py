@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from pipeline.graph import StoppedWithCheckpoint
-from pipeline.training.loop import fit
-from pipeline.training.objectives import Batch, RestorationObjective
+from pipeline.training.objectives import Batch
 from pipeline.training.placement import Place
 from pipeline.training.preemption import stop_on_signals
 from tests.training_toys import (
@@ -19,31 +18,20 @@ from tests.training_toys import (
     logged_rows,
     toy_batches,
     toy_config,
-    toy_model,
-    toy_runtime,
+    toy_fit,
 )
 
 
 def _fit_stopping(folder: Path, *, after: int | None, number: int = signal.SIGUSR2) -> None:
     """Train the toy with batch normalisation; a signal comes while step `after` + 1 is read."""
-    config = toy_config()
-    model = toy_model(normalises=True)
 
     def batches(place: Place, device: torch.device) -> Iterator[Batch]:
-        for count, batch in enumerate(toy_batches(config, place)):
+        for count, batch in enumerate(toy_batches(toy_config(), place)):
             if after is not None and place.start_step + count // place.accumulation == after:
                 os.kill(os.getpid(), number)
             yield batch
 
-    fit(
-        RestorationObjective(model),
-        config=config,
-        runtime=toy_runtime(micro_batch=6),
-        folder=folder,
-        fingerprint="f" * 64,
-        batches=batches,
-        groups=model.parameter_groups(),
-    )
+    toy_fit(folder, normalises=True, given={"batches": batches}, micro_batch=6)
 
 
 @pytest.mark.parametrize(

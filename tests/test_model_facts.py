@@ -10,11 +10,10 @@ import torch
 from pipeline.model_configs import IPTConfig
 from pipeline.tasks import PUBLISHED_ORDER, TASKS
 from pipeline.training.logs import Interval, plain_line, time_text
-from pipeline.training.loop import fit
 from pipeline.training.model_facts import ModelFacts, peak_flops
 from pipeline.training.objectives import RestorationObjective
 from pipeline.training.placement import LaunchError, out_of_memory, share_out
-from tests.training_toys import toy_batches, toy_config, toy_fit, toy_model, toy_runtime
+from tests.training_toys import toy_config, toy_fit, toy_runtime
 
 IPT_BASE = IPTConfig(scales={task: TASKS[task].scale for task in PUBLISHED_ORDER})
 
@@ -125,24 +124,11 @@ def test_running_out_of_memory_is_a_usage_error_that_names_a_smaller_one(tmp_pat
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(batch)
 
-    config, model = toy_config(), toy_model()
-
-    def train(micro_batch: int) -> None:
-        fit(
-            TooLarge(model),
-            config=config,
-            runtime=toy_runtime(micro_batch=micro_batch),
-            folder=tmp_path,
-            fingerprint="f" * 64,
-            batches=lambda place, device: toy_batches(config, place),
-            groups=model.parameter_groups(),
-        )
-
     with pytest.raises(LaunchError, match=r"12 samples does not fit; runtime\.micro_batch: 6 "):
-        train(12)
+        toy_fit(tmp_path, objective=TooLarge, micro_batch=12)
     with pytest.raises(LaunchError, match=r"6 samples does not fit; runtime\.micro_batch: 3 "):
-        train(6)
-    train(3)
+        toy_fit(tmp_path, objective=TooLarge, micro_batch=6)
+    toy_fit(tmp_path, objective=TooLarge, micro_batch=3)
 
 
 def test_the_largest_tasks_of_a_step_count() -> None:
@@ -154,18 +140,9 @@ def test_the_largest_tasks_of_a_step_count() -> None:
 
 
 def test_a_checkpoint_has_the_config_of_its_model(tmp_path: Path) -> None:
-    config, model = toy_config(), toy_model()
+    facts = ModelFacts(config='{"architecture": "Toy", "z": 1, "a": 2}')
 
-    trained = fit(
-        RestorationObjective(model),
-        config=config,
-        runtime=toy_runtime(),
-        folder=tmp_path,
-        fingerprint="f" * 64,
-        batches=lambda place, device: toy_batches(config, place),
-        groups=model.parameter_groups(),
-        facts=ModelFacts(config='{"architecture": "Toy", "z": 1, "a": 2}'),
-    )
+    _, trained = toy_fit(tmp_path, given={"facts": facts})
 
     record = json.loads((trained.checkpoint.folder / "config.json").read_text())
     assert list(record) == ["architecture", "z", "a"]  # the order of tasks is part of a model

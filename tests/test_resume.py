@@ -16,16 +16,12 @@ from demo_run import Run, wait_for
 from benchmarks.kill_pretrain import kill_and_compare, prepare
 from benchmarks.process_tree import is_alive, kill_tree, process_tree, rank_of
 from pipeline.training.checkpoint import CheckpointError
-from pipeline.training.loop import fit
-from pipeline.training.objectives import RestorationObjective
 from tests.training_toys import (
     FINAL,
     everything,
     toy_batches,
     toy_config,
     toy_fit,
-    toy_model,
-    toy_runtime,
 )
 
 
@@ -140,23 +136,14 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 def fit_with(folder: Path, happens: dict[int, object]) -> None:
     """Train a toy; before the batch of a step, what is to happen then happens."""
-    config, model = toy_config(), toy_model()
 
     def batches(place, device):
-        for number, batch in enumerate(toy_batches(config, place), place.start_step):
+        for number, batch in enumerate(toy_batches(toy_config(), place), place.start_step):
             if number in happens:
                 happens[number]()
             yield batch
 
-    fit(
-        RestorationObjective(model),
-        config=config,
-        runtime=toy_runtime(),
-        folder=folder,
-        fingerprint="f" * 64,
-        batches=batches,
-        groups=model.parameter_groups(),
-    )
+    toy_fit(folder, given={"batches": batches})
 
 
 @pytest.mark.parametrize("what", ["full", "read-only"])

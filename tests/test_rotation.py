@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.graph import StageError
-from pipeline.training.loop import fit
-from pipeline.training.objectives import RestorationObjective
-from tests.training_toys import toy_batches, toy_config, toy_fit, toy_model, toy_runtime
+from tests.training_toys import toy_batches, toy_config, toy_fit
 
 
 @pytest.mark.parametrize("good", [None, 4])
@@ -24,23 +22,19 @@ def test_damaged_checkpoints_are_not_among_those_that_are_kept(
             (checkpoints / f"step-{step:08d}" / "exp_avg.safetensors").unlink()
 
     begun_at = []
-    config, model = toy_config(), toy_model()
 
     def batches(place, device):
         """Ends in the step after the next checkpoint."""
         begun_at.append(place.start_step)
-        yield from islice(toy_batches(config, place), 3)
+        yield from islice(toy_batches(toy_config(), place), 3)
 
     for _ in range(2):  # each gets two steps further
         with pytest.raises(StageError, match="the data ended"):
-            fit(
-                RestorationObjective(model),
-                config=config,
-                runtime=toy_runtime(checkpoint_every_steps=2, keep_checkpoints=2),
-                folder=tmp_path / "again",
-                fingerprint="f" * 64,
-                batches=batches,
-                groups=model.parameter_groups(),
+            toy_fit(
+                tmp_path / "again",
+                given={"batches": batches},
+                checkpoint_every_steps=2,
+                keep_checkpoints=2,
             )
 
     assert begun_at == [good or 0, (good or 0) + 2]

@@ -5,6 +5,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,19 +135,25 @@ def toy_fit(
     normalises: bool = False,
     is_ipt: bool = False,
     poisoned_steps: tuple[int, ...] = (),
+    objective: type[RestorationObjective] = RestorationObjective,
+    given: Mapping[str, Any] | None = None,
     **values: object,
 ) -> tuple[ToyIPT | IPT, Trained]:
-    """Train a toy model; `values` go to the runtime. Returns the model as it was left."""
+    """Train a toy model; `given` goes to `fit`, `values` to the runtime. Returns the model as it
+    was left."""
     chosen = config or toy_config()
     model = tiny_ipt(precision=chosen.precision) if is_ipt else toy_model(normalises=normalises)
+    data = {
+        "batches": lambda place, _: toy_batches(chosen, place, poisoned_steps=poisoned_steps),
+    }
     trained = fit(
-        RestorationObjective(model, contrastive=chosen.contrastive),
+        objective(model, contrastive=chosen.contrastive),
         config=chosen,
         runtime=toy_runtime(**values),
         folder=folder,
         fingerprint="f" * 64,
-        batches=lambda place, device: toy_batches(chosen, place, poisoned_steps=poisoned_steps),
         groups=model.parameter_groups(),
+        **(data | dict(given or {})),
     )
     return model, trained
 
