@@ -54,6 +54,8 @@ def stages_made(output: str) -> set[str]:
 class Run:
     """A run in a folder of its own, driven as a person drives it: by the command line."""
 
+    environment: dict[str, str] | None = None  # None: as this process's
+
     def __init__(self, folder: Path) -> None:
         self.config = folder / "tiny.yaml"
         self.config.write_text(TINY)
@@ -79,6 +81,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=self.environment,
             start_new_session=True,
         )
 

@@ -2,12 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from demo_run import ROOT, TINY, Run
 from slurm_cluster import SlurmCluster, wait_until
+
+from pipeline.training.checkpoint_names import step_of
 
 # Two tasks, no fine-tuning: what faults are tried on. Some seconds of steps.
 SHORT = """
@@ -59,18 +60,9 @@ class SlurmRun(Run):
         super().__init__(folder)
         self.config.write_text(config)
         self.slurm = slurm
+        self.environment = slurm.environment
         self.cluster_file = folder / "cluster.yaml"
         self.cluster_file.write_text(CLUSTER.replace("NODES", str(nodes)) + settings)
-
-    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(command, *arguments),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=self.slurm.environment,
-        )
 
     def submit(self, *arguments: str, code: int = 0) -> str:
         return self("submit", "--cluster", str(self.cluster_file), *arguments, code=code)
@@ -92,7 +84,20 @@ class SlurmRun(Run):
     def step(self, stage: str = "pretrain") -> int:
         """Of the newest sealed checkpoint; 0 where there is none."""
         found = self.folder.glob(f"{stage}/*/checkpoints/step-*/manifest.json")
-        return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
+        return max((step_of(path.parent) or 0 for path in found), default=0)
+
+    def training_processes(self) -> list[int]:
+        """Launchers left out, as this side numbers them."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().decode(errors="replace").split("\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            is_stage = str(ROOT / "launch" / "stage.py") in words and words[1] != "-m"
+            if is_stage and str(self.folder) in " ".join(words):
+                found.append(int(path.parent.name))
+        return found
 
     def wait(self, condition, timeout: float) -> None:
         wait_until(condition, timeout, self.everything)

@@ -103,26 +103,12 @@ def test_preemption_is_a_requeue(slurm, tmp_path, reference):
     assert equal_weights(run, reference(2), "pretrain")
 
 
-def processes_of(run: SlurmRun) -> list[int]:
-    """The processes of a training, launchers left out, as this side numbers them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        is_stage = str(ROOT / "launch" / "stage.py") in words and words[1] != "-m"
-        if is_stage and str(run.folder) in " ".join(words):
-            found.append(int(path.parent.name))
-    return found
-
-
 def test_a_process_that_is_killed_is_no_failure_of_the_job(slurm, tmp_path, reference):
     """As where a node's end is noticed by the training before SLURM calls it a node's failure."""
     run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
     started(run)
 
-    os.kill(max(processes_of(run)), signal.SIGKILL)
+    os.kill(max(run.training_processes()), signal.SIGKILL)
     run.wait_for_end()
 
     assert "requeued: srun 1" in run.events("pretrain")
@@ -137,7 +123,7 @@ def test_a_copy_that_slurm_has_given_up_writes_nothing_more(slurm, tmp_path, ref
     run = SlurmRun(tmp_path, slurm, config=config, nodes=1)
     job = started(run)
     (node,) = nodes_of(slurm, job)
-    (old,) = processes_of(run)
+    (old,) = run.training_processes()
     os.kill(old, signal.SIGSTOP)
     stopped_at = run.step()
 

@@ -1,0 +1,61 @@
+"""Tools of SLURM that only keep account of what they are told."""
+
+import re
+from pathlib import Path
+
+from demo_run import ROOT, Run
+
+from launch.submit import submit
+
+CPU, GPU = ROOT / "configs" / "slurm" / "cpu.yaml", ROOT / "configs" / "slurm" / "gpu.yaml"
+# Each call of sbatch is a job: its number, and the queue's line for each of its tasks.
+FAKE_SBATCH = """#!/bin/bash
+cd "${0%/*}"
+echo "$*" >>calls
+job=$((100 + $(wc -l <calls)))
+if [ -e full ] && [ "$(wc -l <calls)" -gt "$(cat full)" ]; then
+  echo "queue is full" >&2
+  exit 1
+fi
+for option; do
+  case $option in
+    --comment=*) comment=${option#*=} ;;
+    --array=*) array=${option#*=} ;;
+    *.sbatch) name=$(sed -n 's/^#SBATCH --job-name=//p' "$option") ;;
+  esac
+done
+IFS=,
+ranges=${array%%\\%*}
+for range in ${ranges:-N/A}; do
+  case $range in
+    [0-9]*) tasks=$(seq -s , "${range%-*}" "${range#*-}") ;;
+    *) tasks=$range ;;
+  esac
+  for task in $tasks; do
+    echo "$job|$task|PENDING|$name|Dependency|$comment" >>queue
+  done
+done
+echo "$job;cluster"
+"""
+FAKES = {
+    "sbatch": FAKE_SBATCH,
+    "squeue": '#!/bin/bash\ncat "$(dirname "$0")/queue" 2>/dev/null || true\n',
+    "scancel": '#!/bin/bash\necho "$*" >>"$(dirname "$0")/cancelled"\n'
+    'for job; do sed -i "/^$job|/d" "$(dirname "$0")/queue"; done\n',
+    "scontrol": "#!/bin/bash\necho 'MaxArraySize            = 1001'\n",
+}
+
+
+def calls(fake: Path) -> list[str]:
+    path = fake / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def waits_for(call: str) -> set[str]:
+    found = re.search(r"--dependency=afterok:(\S+)", call)
+    return set(found[1].split(":")) if found else set()
+
+
+def submit_run(run: Run, cluster: Path = CPU, *overrides: str, dry_run: bool = False) -> int:
+    values = (f"runtime.runs={run.folder.parent}", *overrides)
+    return submit(run.config, values, cluster, dry_run=dry_run)

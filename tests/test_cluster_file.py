@@ -1,0 +1,196 @@
+"""Cluster files, and the batch scripts that they and a run's config become."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from demo_run import ROOT, STAGES, Run
+from fake_slurm import CPU, GPU, submit_run
+
+from launch import submit as submitting
+from launch.cluster import ARRAYS, DISTRIBUTED, Cluster
+from launch.sbatch import check_processes
+from launch.submit import submit
+from pipeline.config_file import ConfigError, load_config, load_settings
+from stages.recipe import build_graph
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path)
+
+
+def dry_run(run: Run, capsys, cluster: Path = CPU, *overrides: str) -> str:
+    submit_run(run, cluster, *overrides, dry_run=True)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "slurm").glob("*.yaml")), ids=str)
+def test_example_clusters_are_valid_and_carry_a_run(path, tmp_path):
+    cluster = load_settings(path, Cluster)
+    name = "imagenet" if path.stem == "gpu" else "demo"
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+
+    check_processes(config, cluster, build_graph(config).stages)
+
+
+def test_every_stage_has_its_section(run):
+    for path in CONFIGS:
+        for stage in build_graph(load_config(path)).stages:
+            assert (stage.launch == "array") == (stage.kind in ARRAYS), stage.name
+            assert (stage.launch == "distributed") == (stage.kind in DISTRIBUTED), stage.name
+            Cluster.model_validate({"stages": {stage.kind: {"cpus": 2}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jobs: {time: 24:00:00}", 'jobs.time: 86400: write it in quotes, as in "24:00:00"'),
+        ("jobs: {time: '30'}", "jobs.time: '30'"),
+        ("jobs: {memory: 64}", "jobs.memory: 64"),
+        ("jobs: {partitoin: gpu}", "did you mean 'partition'"),
+        ("stages: {pretrian: {cpus: 1}}", "'pretrain', 'finetune'"),
+        ("single: {nodes: 2}", "single.nodes: 2, but only distributed stages"),
+        ("stages: {evaluate: {nodes: 2}}", "stages.evaluate.nodes: 2"),
+        ("array: {nodes: 2}", "use more parts"),
+        ("stages: {pretrain: {parts: 2}}", "stages.pretrain: parts and at_once belong under array"),
+        ("jobs: {partition: 'a b'}", "jobs.partition: 'a b'"),
+        ("jobs: {cpus: true}", "jobs.cpus: True: a number is needed"),
+    ],
+)
+def test_mistakes_in_a_cluster_file_are_named(tmp_path, text, message):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError) as error:
+        load_settings(path, Cluster)
+
+    assert message in str(error.value)
+
+
+def test_resources_come_from_the_nearest_section(tmp_path):
+    graph = build_graph(load_config(ROOT / "configs" / "imagenet.yaml"))
+    cluster = load_settings(GPU, Cluster)
+    stages = {stage.kind: cluster.resources(stage) for stage in graph.stages}
+
+    assert (stages["source"].partition, stages["source"].account) == ("cpu", "my-project")
+    assert (stages["pretrain"].nodes, stages["pretrain"].gpus) == (4, 8)
+    assert (stages["corrupt"].parts, stages["corrupt"].time) == (64, "8:00:00")
+    assert (stages["evaluate"].partition, stages["evaluate"].time) == ("gpu", "4:00:00")
+
+
+def test_processes_that_a_batch_does_not_divide_over_are_refused(run, tmp_path):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("distributed: {nodes: 5}")
+
+    with pytest.raises(ConfigError, match="pretrain on 5 nodes with 1 processes each: batch: 24"):
+        submit_run(run, cluster)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_snapshot_of_a_config_is_that_config(path, tmp_path):
+    config = load_config(path, ("pretrain.learning_rate=5e-5", "runtime.shards_at=s3://a/b"))
+    snapshot = tmp_path / "config-1.yaml"
+    snapshot.write_text(yaml.safe_dump(submitting._values(config)))
+
+    assert load_config(snapshot) == config
+
+
+def test_a_dry_run_prints_the_script_of_every_stage_and_writes_nothing(run, capsys):
+    text = dry_run(run, capsys)
+
+    assert set(re.findall(r"^# (\S+) of the run tiny;", text, re.M)) == STAGES
+    assert "# sbatch --dependency=afterok:source@photos:rain-layers --array=0-3 " in text
+    assert not run.folder.exists()
+
+
+def script_of(text: str, stage: str) -> str:
+    (found,) = re.findall(rf"^#!/bin/bash\n# {stage} of .*?(?=^\n# sbatch|\Z)", text, re.M | re.S)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stage", "cluster", "overrides"),
+    [
+        ("pretrain", CPU, ("runtime.engine=zero1",)),
+        ("corrupt-sr2@photos", CPU, ()),
+    ],
+    ids=["pretrain", "corrupt"],
+)
+def test_batch_scripts_read_as_they_did(run, capsys, stage, cluster, overrides):
+    text = dry_run(run, capsys, cluster, *overrides)
+    found = script_of(text, stage)
+    for place, name in (
+        (str(run.folder.parent), "/data/runs"),
+        (sys.executable, "/checkout/.venv/bin/python"),
+        (str(ROOT), "/checkout"),
+        (str(Path.cwd()), "/checkout"),
+    ):
+        found = found.replace(place, name)
+    found = re.sub(r"config-[0-9a-f]{12}", "config-0123456789ab", found)
+    golden = Path(__file__).parent / "golden" / f"{stage.partition('-')[0]}.sbatch"
+
+    assert found == golden.read_text()
+
+
+def test_batch_scripts_are_good_bash(run, capsys, tmp_path):
+    text = dry_run(run, capsys)
+    for stage in STAGES:
+        script = tmp_path / "script"
+        script.write_text(script_of(text, stage))
+        subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_a_node_of_gpus_gets_a_process_for_each(tmp_path, capsys):
+    # As much of ImageNet as a plan needs.
+    folder = tmp_path / "imagenet"
+    folder.mkdir()
+    values = (f"sources.imagenet.path={folder}", f"runtime.runs={tmp_path}")
+
+    submit(ROOT / "configs" / "imagenet.yaml", values, GPU, dry_run=True)
+
+    script = script_of(capsys.readouterr().out, "pretrain")
+    for line in (
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --partition=gpu",
+        "module load cuda/12.8",
+        "-m accelerate.commands.launch --multi_gpu",
+        "--num_machines 4 --num_processes 32",
+        '--machine_rank "$SLURM_NODEID"',
+    ):
+        assert line in script
+    assert "CUDA_VISIBLE_DEVICES" not in script
+
+
+def test_everything_of_a_cluster_file_reaches_the_scripts(run, capsys, tmp_path):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("""
+jobs: {account: a, qos: low, memory: 3G, options: ["--constraint=ssd", "--exclude=n[7-9]"]}
+single: {partition: cpu, time: "1-12"}
+distributed: {partition: gpu, nodes: 2}
+stages: {report: {cpus: 5}, pretrain: {time: "2:00:00"}}
+setup: ["module load python", 'export A="b c"']
+container: apptainer exec --bind /data image.sif
+python: /opt/python
+seconds_before_limit: 77
+""")
+
+    text = dry_run(run, capsys, cluster, "runtime.threads_per_process=3")
+
+    report, pretrain = script_of(text, "report"), script_of(text, "pretrain")
+    for line in (
+        *("#SBATCH --partition=cpu", "#SBATCH --account=a", "#SBATCH --qos=low"),
+        *("#SBATCH --mem=3G", "#SBATCH --time=1-12", "#SBATCH --cpus-per-task=5"),
+        *("#SBATCH --constraint=ssd", "#SBATCH --exclude=n[7-9]", "#SBATCH --signal=USR2@77"),
+        *("module load python", 'export A="b c"', "export OMP_NUM_THREADS=3 "),
+        f"exec apptainer exec --bind /data image.sif /opt/python {ROOT}/launch/stage.py ",
+    ):
+        assert f"\n{line}" in report.replace("\n  exec", "\nexec")
+    assert "#SBATCH --partition=gpu" in pretrain
+    assert "#SBATCH --time=2:00:00" in pretrain
+    assert "/opt/python -m torch.distributed.run --nnodes 2 --nproc_per_node 1 " in pretrain
