@@ -104,7 +104,8 @@ def measure(options: Options, folder: Path) -> tuple[str, list[str]]:
     source = list_source(options.source, folder)
     decoded, decoding = measure_decoding(source.index, options.repeats)
     print(decoding, flush=True)
-    rows, missed, measured = [], [], []
+    rows, measured = [], []
+    missed: list[str] = []
     for name in options.tasks.split(","):
         for image_format in FORMATS:
             found = [

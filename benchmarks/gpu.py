@@ -37,6 +37,7 @@ from benchmarks.modes import MODES, Agreement, Mode, built, compare, set_tf32
 from benchmarks.official_code import SIZES, check_checkout
 from pipeline.data.noise import noisy
 from pipeline.model_configs import IPTConfig
+from pipeline.models.ipt import IPT
 from pipeline.tasks import PUBLISHED_ORDER, TASKS, GaussianNoise
 from pipeline.training.model_facts import TRAINING_PASSES
 
@@ -118,8 +119,7 @@ def main() -> int:
     )
     modes = [MODES[each] for each in options.modes.split(",")]
     agreements = [noise_agreement(device), *compare(config, options.task, modes, device)]
-    if options.official:
-        modes += [Mode(official=True, tf32=each) for each in (False, True)]
+    modes += [Mode(official=True, tf32=each) for each in (False, True) if options.official]
     batches = [int(each) for each in options.batch.split(",")]
     loop, notes = training_loop(options, batches, deadline)
     measured = []
@@ -148,11 +148,12 @@ def noise_agreement(device: torch.device) -> Agreement:
     """The noise that a training draws on the device, with that of the CPU: the same bits."""
     keys = torch.arange(-8, 8) * 0x0123456789ABCDEF
     clean = (patches(len(keys), 48) * 255).round().to(torch.uint8)
-    differ = 0.0
+    differ = 0
     for clip in (False, True):
         spec = GaussianNoise(sigma_255=(0.0, 55.0), clip=clip)
         on_device = noisy(clean.to(device), keys.to(device), spec).cpu()
-        differ += (on_device.view(torch.int32) != noisy(clean, keys, spec).view(torch.int32)).sum()
+        on_cpu = noisy(clean, keys, spec).view(torch.int32)
+        differ += int((on_device.view(torch.int32) != on_cpu).sum())
     return Agreement(
         what="noise with that of the CPU, numbers whose bits differ",
         output=float(differ),
@@ -199,7 +200,8 @@ def measure(
         if batch == max(batches) and not mode.official:
             kinds.append(("training", True))
         for what, checkpointing in kinds:
-            model.activation_checkpointing = checkpointing  # the official code knows none
+            if isinstance(model, IPT):  # the official code knows none
+                model.activation_checkpointing = checkpointing
             x = patches(batch, config.size.patch_size).to(options.device)
             row = Measured(mode=mode.name, what=what, checkpointing=checkpointing, batch=batch)
             if time.monotonic() > deadline - ROW_SECONDS:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, cast
 
 if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -146,9 +146,9 @@ def in_its_process(request: Request, run: Path, *, on_gpu: bool, deadline: float
         print(done.stderr[-2000:], file=sys.stderr)
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return LoopRow(request=request, why_not=f"failed: {lines[-1][:200]}")
-    record = json.loads((run / "row.json").read_text())
-    lists = {name: tuple(record.pop(name)) for name in ("pauses", "writes", "trackers")}
-    return LoopRow(request=request, **record, **lists)
+    record: dict[str, Any] = json.loads((run / "row.json").read_text())
+    record |= {name: tuple(record[name]) for name in ("pauses", "writes", "trackers")}
+    return LoopRow(request=request, **record)
 
 
 def main(path: Path) -> None:
@@ -188,7 +188,8 @@ def main(path: Path) -> None:
     saves = trained.saves
     if request.checkpoint_every < NEVER:
         saves = saves[:-1]  # at the end, which comes too soon after the one before
-        record |= with_pauses(record, [row["step_seconds"] for row in trained.rows[1:]])
+        steps = [cast(float, row["step_seconds"]) for row in trained.rows[1:]]
+        record |= with_pauses(record, steps)
     record["memory_gib"] = trained.rows[-1]["memory_gib"]
     record["writes"], record["pauses"] = zip(*saves, strict=True)
     record["trackers"] = trackers

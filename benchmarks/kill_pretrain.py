@@ -177,8 +177,14 @@ def pretrain(runs: Path, engine: str, steps: int) -> "subprocess.Popen[str]":
 def start(runs: Path, engine: str, *options: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "launch", "run", str(runs / "config.yaml"), *options]
     command += ["--set", f"runtime.runs={runs}", "--set", f"runtime.engine={engine}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def run(process: "subprocess.Popen[str]") -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def whole_path(streams: Mapping[str, Mapping[str, Stream]], repeats: int, missed
     )
 
 
-def _packed(streams: Mapping[str, Stream], config: DataConfig):
+def _packed(streams: Mapping[str, Stream], config: DataConfig) -> Iterator[object]:
     samples = batches(streams, config=config).samples
     for number in itertools.count():
         yield samples.__getitems__(range(number * BATCH, (number + 1) * BATCH))
@@ -173,7 +173,7 @@ def order_and_index(folder: Path, stream: Stream, missed: list[str]) -> str:
     )
 
 
-def _seconds(action) -> float:
+def _seconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began

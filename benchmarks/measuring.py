@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from functools import partial
 from importlib import metadata
 from itertools import accumulate
 
@@ -39,7 +40,7 @@ def saved_bytes_per_patch(
 ) -> int:
     """What one patch more makes a forward pass keep: casts of weights, kept once, are left out."""
     two, one = (
-        saved_bytes(lambda count=count: forward(patches(count, patch_size)), model.parameters())
+        saved_bytes(partial(forward, patches(count, patch_size)), model.parameters())
         for count in (2, 1)
     )
     return two - one

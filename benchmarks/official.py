@@ -165,7 +165,8 @@ def compare_images(ours: IPT, official: OfficialIPT, findings: Findings, *, roun
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(max(2, rounds // 2)):
             for name, way in ways.items():
-                with counting(official.patchwise.body if "theirs" in name else ours.body) as count:
+                body = official.body if "theirs" in name else ours.body
+                with counting(body) as count:
                     began = time.perf_counter()
                     results[name] = way()
                     times[name].append(time.perf_counter() - began)

@@ -8,9 +8,10 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 from unittest import mock
 
 import torch
@@ -39,11 +40,14 @@ class OfficialIPT(nn.Module):
     @property
     def patchwise(self) -> nn.Module:
         """The model of patches, on 0..255; `whole` cuts images for it."""
-        model: nn.Module = self.whole.model
-        return model
+        return cast(nn.Module, self.whole.model)
+
+    @property
+    def body(self) -> nn.Module:
+        return cast(nn.Module, self.patchwise.body)
 
     def forward(self, x: Tensor, task: str) -> Tensor:
-        self.patchwise.set_scale(PUBLISHED_ORDER.index(task))
+        cast(Callable[[int], None], self.patchwise.set_scale)(PUBLISHED_ORDER.index(task))
         restored: Tensor = self.patchwise(x * 255) / 255
         return restored
 

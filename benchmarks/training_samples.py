@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import numpy as np
 import torch
@@ -177,7 +178,7 @@ def train(
             folder=folder,
             fingerprint="0" * 64,
             batches=lambda place, device: _batches(
-                streams, place, device, config=config, seed=SEED, runtime=runtime
+                streams, place, device, config=config, seed=SEED, workers=runtime.workers
             ),
             groups=model.parameter_groups(),
             facts=_facts(model, streams, config),
@@ -205,9 +206,8 @@ def first_batches(
 ) -> Sequence[Batch]:
     """Those that a training of one process and one micro-batch a step begins with, on the CPU."""
     place = Place(rank=0, world_size=1, micro_batch=config.batch, accumulation=1, steps=count)
-    runtime = Runtime(workers=0)
     cpu = torch.device("cpu")
-    return list(_batches(streams, place, cpu, config=config, seed=SEED, runtime=runtime))
+    return list(_batches(streams, place, cpu, config=config, seed=SEED, workers=0))
 
 
 def bare_stepper(model: IPT, config: PretrainConfig) -> Callable[[Sequence[Batch]], Ticks]:
@@ -234,7 +234,8 @@ def _saves_told() -> Iterator[list[tuple[float, float]]]:
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            _, wrote, paused = record.args  # type: ignore[misc] # "saved %s in %.2f s; ... %.2f s"
+            # "saved %s in %.2f s; ... %.2f s"
+            _, wrote, paused = cast(tuple[str, float, float], record.args)
             saves.append((wrote, paused))
 
     source = logging.getLogger("pipeline.training.saving")
