@@ -36,8 +36,7 @@ class SourceConfig(Section):
     """Photographs, or real pairs of clean and corrupted ones.
 
     `path` is one of
-      a folder, read recursively, such as ImageNet's class folders; `package:` names one inside the
-        package;
+      a folder, read recursively, as ImageNet's class folders; in the package after `package:`;
       tars of a webdataset: data/train-{000..146}.tar, data/*.tar or https://…/train-{000..146}.tar;
       parquet files: data/*.parquet;
       a dataset of the Hugging Face Hub, or a folder that is one: hf:owner/name@split (train), or
@@ -146,6 +145,7 @@ class PretrainConfig(TrainingConfig):
 
 
 class FinetuneConfig(TrainingConfig):
+    pretrained: bool = True  # False: from random weights, to see what pretraining gives
     samples: Positive = 2_000_000
     learning_rate: Rate = 2e-5
     precision: Literal["float32", "bfloat16"] = "bfloat16"

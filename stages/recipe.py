@@ -53,12 +53,17 @@ def build_graph(config: RunConfig) -> Graph:
         )
 
     models = []
-    if config.pretrain.tasks:
+    pretrained = None
+    uses = [each.pretrained for each in config.finetune.values()]
+    if config.pretrain.tasks and (any(uses) or not uses):
         of_tasks = {name: shards(name, config.pretrain) for name in config.pretrain.tasks}
         pretrained = add(pretrain_stage(config.pretrain, config.ipt, seed=seed, shards=of_tasks))
     for name, finetune in config.finetune.items():
         of_task = shards(name, finetune)
-        stage = finetune_stage(name, finetune, seed=seed, shards=of_task, pretrained=pretrained)
+        begins_with = pretrained if finetune.pretrained else None
+        stage = finetune_stage(
+            name, finetune, config.ipt, seed=seed, shards=of_task, pretrained=begins_with
+        )
         models.append((name, add(stage)))
     for name, dncnn in config.dncnn.items():
         of_task = shards(name, dncnn)

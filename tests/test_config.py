@@ -13,6 +13,7 @@ from pipeline.training.placement import share_out
 from stages.recipe import build_graph
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+DEMO = CONFIGS / "demo.yaml"
 MINIMAL = "sources: {photos: {path: somewhere}}\n"
 
 
@@ -35,6 +36,20 @@ def test_a_run_of_dncnns_alone_has_no_pretraining():
     assert list(config.trainings) == ["dncnn.grey15", "dncnn.grey25", "dncnn.grey50"]
     assert "pretrain" not in names
     assert "evaluate-dncnn-grey25" in names
+
+
+def test_fine_tuning_from_random_weights_alone_pretrains_nothing():
+    def stages(*tasks):
+        overrides = [f"finetune.{task}.pretrained=false" for task in tasks]
+        return {each.name: each for each in build_graph(load_config(DEMO, overrides)).stages}
+
+    tasks = list(load_config(DEMO).finetune)
+    without, one = stages(*tasks), stages(tasks[0])
+
+    assert "pretrain" not in without
+    assert [*without[f"finetune-{tasks[0]}"].inputs] == ["shards"]
+    assert "pretrained" in one[f"finetune-{tasks[1]}"].inputs
+    assert "pretrained" not in one[f"finetune-{tasks[0]}"].inputs
 
 
 @pytest.mark.parametrize("name", ["dncnn", "dncnn-blind"])

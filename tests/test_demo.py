@@ -3,7 +3,12 @@
 import subprocess
 import sys
 
+import torch
 from demo_run import ROOT, STAGES, Run, stages_made
+from safetensors.torch import load_file
+
+from pipeline.model_configs import IPTConfig, IPTSize
+from pipeline.models.ipt import IPT
 
 
 def test_graph_runs_from_photographs_to_the_report(finished):
@@ -21,9 +26,23 @@ def test_second_run_makes_nothing(finished):
 
 
 def test_one_changed_fine_tuning_value_remakes_its_stage_its_scores_and_the_report(finished):
-    made = finished.made("--set", "finetune.sr2.learning_rate=1e-5")
+    before = set(finished.folder.glob("*/*"))
+    changes = ("pretrained=false", "learning_rate=1e-9", "final_learning_rate=1e-9")
+    overrides = (part for each in changes for part in ("--set", f"finetune.sr2.{each}"))
+
+    made = finished.made(*overrides)
 
     assert made == {"finetune-sr2", "evaluate-finetune-sr2", "report"}
+    new = {each.parent.name: each for each in set(finished.folder.glob("*/*")) - before}
+    assert "samples in 6 steps" in (page := (new["report"] / "report.html").read_text())
+    assert page.count("from random weights") == 1  # denoise30 still begins with the pretrained
+    torch.manual_seed(0)
+    size = IPTSize(features=4, encoder_layers=1, decoder_layers=1, attention_heads=4)
+    begun = IPT(IPTConfig(size=size, scales={"sr2": 2})).state_dict()
+    trained = load_file(new["finetune-sr2"] / "model" / "model.safetensors")
+    assert trained.keys() == begun.keys()
+    for name, weight in begun.items():
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-7)
 
 
 def test_runtime_values_remake_nothing(finished):

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from pipeline.artifacts import JSON, Artifact
+from pipeline.artifacts import JSON, Artifact, Manifest
 from pipeline.config import Runtime
 from pipeline.data.shard_files import shard_files
 from pipeline.report.figures import Node, Points, duration, graph_picture, line_chart
@@ -45,7 +45,8 @@ def curves_section(title: str, trainings: Mapping[str, Artifact]) -> dict[str, A
     return {
         "title": title,
         "stages": [
-            f"{name}: {_account(each.manifest.summary)}" for name, each in trainings.items()
+            f"{name}: {_account(each.manifest.summary)}{_beginning(each.manifest)}"
+            for name, each in trainings.items()
         ],
         "charts": [chart for chart in charts if chart["svg"]],
     }
@@ -85,6 +86,12 @@ def _account(summary: Mapping[str, JSON]) -> str:
         f"{summary['parameters']:,} parameters, {processes} process{'es' * (processes > 1)}, "
         f"{duration(summary['seconds'])}"
     )
+
+
+def _beginning(manifest: Manifest) -> str:
+    """Fine-tuning is told to have begun without a pretrained model where it has."""
+    is_finetuning = manifest.stage.startswith("finetune-")
+    return ", from random weights" if is_finetuning and "pretrained" not in manifest.inputs else ""
 
 
 def _chart(lines: Mapping[str, Points], title: str, *, log: bool = False) -> dict[str, Any]:
