@@ -25,7 +25,7 @@ TRAININGS = ("sr2", "sr3", "sr4", "derain", "denoise30", "denoise50")
 CUTS = (
     *("pretrain.samples=18000", "pretrain.warmup_samples=1200", "pretrain.batch=24"),
     "pretrain.contrastive.images=4",
-    *(f"finetune.{task}.{cut}" for task in TRAININGS for cut in ("samples=2400", "batch=24")),
+    *(f"finetune.{task}.{cut}" for task in TRAININGS for cut in ("samples=1200", "batch=24")),
     *("dncnn={}", "evaluate.sigmas=[]"),
     *("runtime.checkpoint_every_steps=100", "runtime.threads_per_process=2"),
 )

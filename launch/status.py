@@ -13,6 +13,7 @@ from launch.sbatch import SLURM_FOLDER
 from launch.submitted import LiveStage, Submission, live_stages, read_records
 from launch.terminal import CommandFailed, print_table
 from pipeline.config_file import load_config
+from pipeline.durations import duration
 from pipeline.graph import Resolved
 from pipeline.locks import holder
 from stages.recipe import build_graph
@@ -140,22 +141,18 @@ def _progress(resolved: Resolved) -> tuple[str, str]:
     lines = [line[20:] for line in _last_lines(log)]  # without the time
     steps = [line for line in lines if STEP.search(line)]
     line = (steps or lines or [""])[-1]
-    step = STEP.search(line)
     age = time.time() - log.stat().st_mtime
     assert resolved.folder is not None
-    left = _time_left(resolved.folder / "metrics.jsonl", int(step[2])) if step else ""
+    left = _time_left(resolved.folder / "metrics.jsonl") if steps else ""
     return f"{line[:78]} ({age:.0f} s ago)" if line else "", left
 
 
-def _time_left(metrics: Path, steps: int) -> str:
-    """By the rate of the last interval."""
+def _time_left(metrics: Path) -> str:
+    """As the training itself last logged it."""
     try:
-        row = json.loads(_last_line(metrics))
-        left = (steps - row["step"]) * row["samples"] / row["step"] / row["samples_per_second"]
-    except (ValueError, KeyError, ZeroDivisionError):
+        return duration(json.loads(_last_line(metrics))["seconds_left"])
+    except (ValueError, KeyError):
         return ""
-    hours, seconds = divmod(int(left), 3600)
-    return f"{hours}:{seconds // 60:02}:{seconds % 60:02}"
 
 
 def _last_line(path: Path) -> str:

@@ -146,8 +146,8 @@ def _render(context: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
     import pipeline
+    from pipeline.durations import duration
     from pipeline.report.facts import size
-    from pipeline.report.figures import duration
 
     assets = resources.files(pipeline) / "assets"
     environment = jinja2.Environment(

@@ -17,7 +17,7 @@ from pipeline.locks import holder
     [
         (signal.SIGKILL, "corrupt-sr4@photos/*/shards/*.tar"),
         (signal.SIGKILL, "pretrain/*/checkpoints/step-*2"),
-        (signal.SIGINT, "pretrain/*/checkpoints/step-*2"),
+        pytest.param(signal.SIGINT, "pretrain/*/checkpoints/step-*2", marks=pytest.mark.slow),
     ],
     ids=["killed in corrupt", "killed in pretrain", "Ctrl-C in pretrain"],
 )

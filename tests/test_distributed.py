@@ -81,8 +81,13 @@ def test_zero_in_two_processes_takes_the_steps_of_one(
     _compare(launched(engine, 2).folder, names, tmp_path, engine=engine)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero1"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("ddp", marks=pytest.mark.slow),
+        pytest.param("zero1", marks=pytest.mark.chaos),
+    ],
+)
 def test_three_processes_take_the_steps_of_one(tmp_path: Path, engine: str) -> None:
     names = ["clipped", "poisoned"]
     run(launcher(engine, 3), tmp_path / "three", {name: TRAININGS[name] for name in names})
@@ -90,12 +95,15 @@ def test_three_processes_take_the_steps_of_one(tmp_path: Path, engine: str) -> N
     _compare(tmp_path / "three", names, tmp_path, engine=engine)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "processes"),
     # In three processes a sum depends on its order, which ddp would change after the first step.
     # All engines in two: test_resume, without batch normalisation.
-    [("zero1", 2), ("zero3", 2), ("ddp", 3)],
+    [
+        pytest.param("zero1", 2, marks=pytest.mark.chaos),
+        pytest.param("zero3", 2, marks=pytest.mark.slow),
+        pytest.param("ddp", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_in_several_processes_gives_the_same_bits(
     tmp_path: Path, engine: str, processes: int

@@ -47,4 +47,5 @@ def test_a_launcher_that_agrees_or_says_nothing_is_heard() -> None:
     check({"ACCELERATE_MIXED_PRECISION": "bf16"}, precision="bfloat16")
     check({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"})  # 24 over 2 processes by 6
     check({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, clip_norm=1.0)
+    check({"ACCELERATE_GRADIENT_CLIPPING": "1"}, clip_norm=1.0)
     check({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, compiles=True)

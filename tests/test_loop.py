@@ -223,4 +223,4 @@ def test_progress_and_the_plain_line_tell_how_far_it_is(
     assert seen == [(step, 12) for step in range(1, 13)]
     line = next(record.message for record in caplog.records if record.message.startswith("step 3"))
     assert "samples 36  3 tasks  loss" in line
-    assert re.search(r"samples/s  data wait \d+%  \d\.\d GiB  \d+ s left$", line)
+    assert re.search(r"samples/s  data wait \d+%  \d\.\d GiB  [\d.]+ s left$", line)

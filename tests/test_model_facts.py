@@ -9,7 +9,7 @@ import torch
 
 from pipeline.model_configs import IPTConfig
 from pipeline.tasks import PUBLISHED_ORDER, TASKS
-from pipeline.training.logs import Interval, plain_line, time_text
+from pipeline.training.logs import Interval, plain_line
 from pipeline.training.model_facts import ModelFacts, peak_flops
 from pipeline.training.objectives import RestorationObjective
 from pipeline.training.placement import LaunchError, out_of_memory, share_out
@@ -81,22 +81,6 @@ def test_flops_that_nobody_knows_are_not_guessed() -> None:
 
     assert row["model_tflops"] is None
     assert row["mfu"] is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (89, "89 s"),
-        (91, "2 min"),
-        (5340, "89 min"),
-        (5400, "1 h 30 min"),
-        (172_740, "47 h 59 min"),
-        (400_000, "4 d 15 h"),
-    ],
-)
-def test_times_are_said_as_people_do(seconds, text) -> None:
-    assert time_text(seconds) == text
 
 
 def test_a_micro_batch_that_would_fit_is_named() -> None:

@@ -29,7 +29,7 @@ def test_cuts_change_how_long_the_small_ipt_is_trained_and_not_what_it_is() -> N
     assert cut.corrupt == whole.corrupt
     for name in ("learning_rate", "schedule", "clip_norm", "tasks", "precision", "data"):
         assert getattr(cut.pretrain, name) == getattr(whole.pretrain, name)
-    assert {each.samples for each in cut.finetune.values()} == {2400}
+    assert {each.samples for each in cut.finetune.values()} == {1200}
 
 
 def test_each_arm_differs_from_the_first_in_what_it_is_named_by() -> None:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.durations import duration
 from pipeline.report.comparisons import Comparison, pictures_section
 from pipeline.report.facts import POINTS, thinned
-from pipeline.report.figures import Node, duration, graph_picture, line_chart
+from pipeline.report.figures import Node, graph_picture, line_chart
 from pipeline.report.pictures import contact_sheet, most_different
 from pipeline.tasks import TASKS
 

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from pipeline.artifacts import JSON, Artifact, Manifest
 from pipeline.config import Runtime
 from pipeline.data.shard_files import shard_files
-from pipeline.report.figures import Node, Points, duration, graph_picture, line_chart
+from pipeline.durations import duration
+from pipeline.report.figures import Node, Points, graph_picture, line_chart
 from pipeline.report.pictures import contact_sheet, png_uri
 from pipeline.report.samples import validation_samples
 from pipeline.tasks import TASKS, task_named

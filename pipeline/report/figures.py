@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from pipeline.durations import duration
+
 WIDTH, HEIGHT = 420, 260  # of a chart, in SVG units
 LEFT, TOP, BOTTOM = 56, 12, 44
 RIGHT_OF_LABELS, RIGHT = 92, 12  # the margin with and without labels at the ends of lines
@@ -99,20 +101,6 @@ def graph_picture(nodes: Sequence[Node]) -> str:
             )
     parts += [_box(node, places[node.name], slowest) for node in nodes]
     return "".join([*parts, "</svg>"])
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words that fit: 0.4 s, 12 s, 3 min 05 s, 7 h 12 min, 4 d 3 h."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def _drawable(points: Points, log: bool) -> Points:

@@ -36,8 +36,7 @@ def check_launcher_flags(
             f"batch and micro-batch make {place.accumulation} of it",
         )
     clipping = told("GRADIENT_CLIPPING")
-    if clipping not in (None, "0", "0.0", str(config.clip_norm)):
-        assert clipping is not None
+    if clipping is not None and float(clipping) not in (0, config.clip_norm):
         refuse("--gradient_clipping", clipping, f"this training's clip_norm is {config.clip_norm}")
     backend = told("DYNAMO_BACKEND")
     if backend is not None and not runtime.compile:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.artifacts import write_atomically
+from pipeline.durations import duration
 from pipeline.training.checkpoint import TrainState
 
 logger = logging.getLogger(__name__)
@@ -152,21 +153,7 @@ def plain_line(row: Row, *, tasks: Collection[str], total_steps: int) -> str:
     words += [f"data wait {number['data_wait']:.0%}", f"{number['memory_gib']:.1f} GiB"]
     if row["skipped"]:
         words.append(f"skipped {row['skipped']}")
-    return "  ".join([*words, f"{time_text(number['seconds_left'])} left"])
-
-
-def time_text(seconds: float) -> str:
-    """A time as people say it: 45 s, 12 min, 8 h 05 min, 3 d 04 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours:02d} h"
+    return "  ".join([*words, f"{duration(number['seconds_left'])} left"])
 
 
 def compact(count: int) -> str:
