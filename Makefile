@@ -10,6 +10,8 @@ IMAGES ?=
 OFFICIAL ?=
 WEIGHTS ?=
 IMAGENET ?= data/imagenet/train
+# make bench-recipe: a folder with imagenet/train, train/Train400 and benchmarks.
+DATA ?= data
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -17,7 +19,7 @@ STAMP := .venv/.installed
 export IMAGES
 OVERRIDES := $(if $(IMAGES),--set "sources.photos.path='$${IMAGES//\'/\'\'}'" --set 'sources.photos.held_out=[]')
 
-.PHONY: setup demo test test-slow test-slurm chaos check format bench bench-gpu clean
+.PHONY: setup demo test test-slow test-slurm chaos check format bench bench-recipe bench-gpu clean
 
 setup: $(STAMP)
 
@@ -59,6 +61,12 @@ endif
 	$(BIN)/python -m benchmarks.corrupt --source "$(IMAGENET)"
 	$(BIN)/python -m benchmarks.loader --source "$(IMAGENET)"
 	$(BIN)/python -m benchmarks.training
+
+# About two hours on two cores: DnCNN beside a plain loop, the small IPT, its ablation.
+bench-recipe: $(STAMP)
+	$(BIN)/python -m benchmarks.dncnn --data "$(DATA)" --out benchmarks/dncnn.md
+	$(BIN)/python -m benchmarks.small --data "$(DATA)" --out benchmarks/small.md
+	$(BIN)/python -m benchmarks.ablation --data "$(DATA)" --out benchmarks/ablation.md
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py --out benchmarks/gpu.md $(if $(OFFICIAL),--official "$(OFFICIAL)")

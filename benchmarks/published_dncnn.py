@@ -12,7 +12,7 @@ and in the mean over ten seeds too.
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from torch import Tensor
 from benchmarks.measuring import circumstances, processor, table
 from pipeline.artifacts import write_atomically
 from pipeline.metrics import psnr, quantise, ssim
-from pipeline.models.dncnn import DnCNN
 from pipeline.models.hub import ModelFileError
 from pipeline.models.published_dncnn import read_published_dncnn
 
@@ -151,7 +150,7 @@ def images(data: Path, test_set: str) -> list[Tensor]:
 
 @torch.inference_mode()
 def mean_scores(
-    model: DnCNN, test_images: Sequence[Tensor], row: Row, *, seed: int
+    restore: Callable[[Tensor], Tensor], test_images: Sequence[Tensor], row: Row, *, seed: int
 ) -> tuple[float, float]:
     """PSNR and SSIM, each the mean over the images."""
     scores = []
@@ -161,7 +160,7 @@ def mean_scores(
             draws = np.random.RandomState(seed)
         noise = draws.normal(0, row.sigma_255 / 255, clean[0].permute(1, 2, 0).shape)  # (H, W, C)
         noisy = clean + torch.from_numpy(noise).permute(2, 0, 1)
-        restored = model(noisy.float()).double()
+        restored = restore(noisy.float()).double()
         restored = restored.clamp(0, 1) if row.is_saoyans else quantise(restored)
         scores.append((psnr(restored, clean).item(), ssim(restored, clean).item()))
     psnrs, ssims = zip(*scores, strict=True)
