@@ -21,7 +21,7 @@ from benchmarks.small import RunError, add_options, places, run_recipe, write_pa
 from pipeline.tasks import TASKS
 
 TUNED = ("sr2", "derain", "denoise30")
-PRETRAINED, FINETUNED = 12_000, 2_400  # samples: of six tasks, of one
+PRETRAINED, FINETUNED = 7_200, 1_200  # samples: of six tasks, of one
 MORE = FINETUNED + PRETRAINED // 6
 RATE, FINETUNING_RATE = "4.0e-4", "1.0e-4"
 
@@ -41,8 +41,8 @@ COMMON = (
     *("ipt.features=8", "ipt.encoder_layers=3", "ipt.decoder_layers=3"),
     *(f"pretrain.samples={PRETRAINED}", "pretrain.batch=24", "pretrain.warmup_samples=1200"),
     *(f"pretrain.learning_rate={RATE}", "pretrain.contrastive.images=4", tuning()),
-    *("dncnn={}", "evaluate.sigmas=[]", "runtime.checkpoint_every_steps=100"),
-    *("runtime.workers=1", "runtime.threads_per_process=1"),
+    *("dncnn={}", "evaluate.benchmarks=null", "evaluate.sigmas=[]"),
+    *("runtime.checkpoint_every_steps=100", "runtime.workers=1", "runtime.threads_per_process=1"),
 )
 BASE = "pretrained, λ 0.1, all tasks in a step"
 ARMS: dict[str, tuple[str, ...]] = {
@@ -81,7 +81,17 @@ def main() -> int:
 
 
 def overrides_of(arm: str, seed: int, data: Path) -> list[str]:
-    return [*places(data), *COMMON, *ARMS[arm], f"seed={seed}"]
+    return [*places(data), *COMMON, *tested_on(data / "benchmarks"), *ARMS[arm], f"seed={seed}"]
+
+
+def tested_on(benchmarks: Path) -> list[str]:
+    """The same few images for every seed: all of CBSD68 takes as long as training."""
+    set5, rain = benchmarks / "Set5" / "HR", benchmarks / "Rain100L"
+    return [
+        f"evaluate.test_sets.Set5={{path: {set5}, tasks: [sr2, denoise30]}}",
+        "evaluate.test_sets.Rain100L="
+        f"{{path: {rain / 'clean'}, corrupted: {rain / 'rainy'}, tasks: [derain]}}",
+    ]
 
 
 def page_of(
@@ -116,11 +126,9 @@ def page_of(
 
 
 def scores_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """On the benchmarks: each seed holds other photographs of the source out."""
     return {
         f"{TASKS[line['task']].title}, {line['test_set']}": line["ipt"][line["compared_by"]]
         for line in record["verdict"]
-        if line["test_set"] not in record["sources"]
     }
 
 

@@ -40,7 +40,7 @@ def test_each_arm_differs_from_the_first_in_what_it_is_named_by() -> None:
         name: each.model_copy(update={"pretrained": True, "learning_rate": 1e-4})
         for name, each in scratch.finetune.items()
     }
-    assert {each.samples for each in longer.finetune.values()} == {2400 + 12_000 // 6}
+    assert {each.samples for each in longer.finetune.values()} == {1200 + 7200 // 6}
     assert not any(each.pretrained for each in longer.finetune.values())
     assert (no_contrast.pretrain.contrastive.weight, one.pretrain.tasks_per_step) == (0, "one")
     for other in (no_contrast, one):
