@@ -107,7 +107,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def circumstances(device: str) -> str:
     """When, how and on what a benchmark ran, in Markdown."""
     versions = f"Python {platform.python_version()}, torch {metadata.version('torch')}"
-    command = shlex.join(["python", *sys.argv])
+    command = shlex.join(["python", *sys.orig_argv[1:]])
     return f"`{command}`\n\n{date.today()}, {device}, {versions}\n"
 
 
