@@ -37,7 +37,8 @@ test-slurm: $(STAMP)
 
 # By hand: it depends on the timing of faults. The scripts' figures are committed.
 chaos: $(STAMP)
-	$(BIN)/python -m pytest -q -m chaos
+	$(BIN)/python -m pytest -q -m chaos --ignore=tests/test_slurm_faults.py
+	$(BIN)/python -m benchmarks.slurm_faults --out benchmarks/slurm_faults.md
 	$(BIN)/python -m benchmarks.kill_corrupt --out benchmarks/kill_corrupt.md
 	$(BIN)/python -m benchmarks.kill_pretrain --out benchmarks/kill_pretrain.md
 
