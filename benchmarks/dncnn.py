@@ -3,8 +3,8 @@
     python -m benchmarks.dncnn [--seeds 4] [--steps 120] [--out benchmarks/dncnn.md]
 
 The pipeline runs configs/dncnn.yaml from the photographs to the model. The plain loop shares
-nothing with it but torch, the photographs and the measurement. Exit code 1 where their learning
-curves differ by more than chance explains.
+nothing with it but torch, the photographs and the measurement. Once it is also given the pipeline's
+own batches. Exit code 1 where learning curves differ by more than chance, or rounding, explains.
 """
 # N batch, H W height and width; images have one channel and are in [0, 1]
 
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.dncnn_curves import Judged, Point, Training, judged, page
+from benchmarks.dncnn_curves import SAME, Judged, Point, Training, furthest, judged, page
 from benchmarks.measuring import circumstances, processor
 from benchmarks.plain_dncnn import (
     PARTS,
@@ -42,13 +42,19 @@ from benchmarks.plain_dncnn import (
 from benchmarks.published_dncnn import images, mean_scores, rows
 from launch.export import export
 from pipeline.artifacts import write_atomically
+from pipeline.config_file import load_config
+from pipeline.data.loader import training_batches
+from pipeline.data.streams import open_stream
 from pipeline.models.dncnn import DnCNN
+from pipeline.tasks import task_named
+from pipeline.training.objectives import as_images
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 # A side of what the models in between are measured on: Set12 whole takes as long as training on
 # 400 patches.
 CENTRE = 128
+TASK = "grey25"
 
 Measure = Callable[[Callable[[Tensor], Tensor], bool], float]  # a denoiser, is it final: dB
 
@@ -92,11 +98,11 @@ def pipeline_training(
         "sources.train400.path": photographs,
         "evaluate.benchmarks": data / "benchmarks",
         "corrupt.crops_per_image": -(-recipe.steps * recipe.batch // trained_on),  # one pass
-        "dncnn.grey25.samples": recipe.steps * recipe.batch,
-        "dncnn.grey25.batch": recipe.batch,
-        "dncnn.grey25.statistics_batch": recipe.batch,
-        "dncnn.grey25.model.depth": recipe.depth,
-        "dncnn.grey25.model.features": recipe.features,
+        f"dncnn.{TASK}.samples": recipe.steps * recipe.batch,
+        f"dncnn.{TASK}.batch": recipe.batch,
+        f"dncnn.{TASK}.statistics_batch": recipe.batch,
+        f"dncnn.{TASK}.model.depth": recipe.depth,
+        f"dncnn.{TASK}.model.features": recipe.features,
         "runtime.runs": runs,
         "runtime.threads_per_process": threads,
         "runtime.log_every_steps": part,
@@ -104,8 +110,8 @@ def pipeline_training(
         "runtime.keep_every_steps": part,
     }
     settings = [f"--set={name}={value}" for name, value in values.items()]
-    run("configs/dncnn.yaml", *settings, "--until", "dncnn-grey25")
-    (folder,) = (runs / "dncnn" / "dncnn-grey25").glob("[!.]*")
+    run("configs/dncnn.yaml", *settings, "--until", f"dncnn-{TASK}")
+    (folder,) = (runs / "dncnn" / f"dncnn-{TASK}").glob("[!.]*")
     told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in told] == recipe.ends
     models = [runs / f"step {step}" for step in recipe.ends[:-1]]
@@ -118,6 +124,29 @@ def pipeline_training(
         psnrs=[*psnrs, measure(DnCNN.from_pretrained(folder / "model"), True)],
         seconds=told[-1]["seconds"],
     )
+
+
+def batches_of(recipe: Recipe, seed: int, runs: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the pipeline trained on in `runs`: clean patches and their noise, batch by batch."""
+    (shards,) = (runs / "dncnn" / f"corrupt-{TASK}@train400").glob("[!.]*")
+    stream = open_stream(shards, task_named(TASK, clip_noise=False), split="train")
+    training = load_config(ROOT / "configs" / "dncnn.yaml").dncnn[TASK]
+    for batch in training_batches(
+        {TASK: stream},
+        config=training.data,
+        batch=recipe.batch,
+        micro_batch=recipe.batch,
+        seed=seed,
+        tasks_per_step="all",
+        start_step=0,
+        steps=recipe.steps,
+        rank=0,
+        world_size=1,
+        workers=0,
+        device=torch.device("cpu"),
+    ):
+        noisy, clean = (as_images(each) for each in batch[TASK])
+        yield clean, noisy - clean
 
 
 def run(*arguments: str) -> None:
@@ -133,15 +162,25 @@ def fit_in_db(loss: float) -> float:
 
 
 def plain_training(
-    recipe: Recipe, seed: int, *, photographs: Sequence[Photograph], measure: Measure
+    recipe: Recipe,
+    seed: int,
+    *,
+    photographs: Sequence[Photograph],
+    measure: Measure,
+    given: Iterator[tuple[Tensor, Tensor]] | None = None,
 ) -> Training:
+    """On batches of its own drawing, or on those that are given, of clean patches and noise."""
     loop = PlainLoop(recipe, seed, photographs=photographs)
+
+    def step(number: int) -> float:
+        return loop.step(number) if given is None else loop.step_on(*next(given), number)
+
     fits: list[float] = []
     psnrs: list[float] = []
     seconds = 0.0
     for end in recipe.ends:
         began = time.perf_counter()
-        losses = [loop.step(number) for number in range(end - recipe.steps // PARTS, end)]
+        losses = [step(number) for number in range(end - recipe.steps // PARTS, end)]
         seconds += time.perf_counter() - began
         fits.append(fit_in_db(sum(losses) / len(losses)))
         psnrs.append(measure(loop.restore, end == recipe.steps))
@@ -158,7 +197,7 @@ def points_of(recipe: Recipe, ours: Sequence[Training], plain: Sequence[Training
         zip(*(each.fits + each.psnrs for each in side), strict=True) for side in (ours, plain)
     ]
     return [
-        Point(where=where, pipeline=left, plain=right)
+        Point(where=where, is_loss=where.startswith("loss"), pipeline=left, plain=right)
         for where, left, right in zip(names, *columns, strict=True)
     ]
 
@@ -204,15 +243,21 @@ def main() -> int:
                     runs=Path(runs),
                 )
             )
+            if seed == 0:
+                given = batches_of(recipe, seed, Path(runs))
+                same = plain_training(
+                    recipe, seed, photographs=photographs, measure=measure, given=given
+                )
         plain.append(plain_training(recipe, seed, photographs=photographs, measure=measure))
         print(f"seed {seed}: {ours[-1]} beside {plain[-1]}", file=sys.stderr, flush=True)
     found: list[Judged] = judged(points_of(recipe, ours, plain))
     machine = f"{processor()}, {os.cpu_count()} cores, load average {load:.1f} at the start"
-    text = page(circumstances(machine), recipe, found, ours=ours, plain=plain)
+    apart = furthest(ours[0], same)
+    text = page(circumstances(machine), recipe, found, apart, ours=ours, plain=plain)
     print(text)
     if options.out is not None:
         write_atomically(options.out, text)
-    return int(not all(each.agrees for each in found))
+    return int(not all(each.agrees for each in found) or not apart <= SAME)
 
 
 if __name__ == "__main__":

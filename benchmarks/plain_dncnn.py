@@ -55,11 +55,14 @@ class PlainLoop:
         return torch.from_numpy(np.stack(found)[:, None] / np.float32(255))
 
     def step(self, number: int) -> float:
-        """Train on one batch; its loss."""
+        """Train on a batch of its own drawing; its loss."""
+        clean = self.patches()
+        return self.step_on(clean, torch.randn_like(clean) * (SIGMA_255 / 255), number)
+
+    def step_on(self, clean: Tensor, noise: Tensor, number: int) -> float:
+        """Train on a given batch; its loss."""
         if number >= DROP_AT * self.recipe.steps:
             self.adam.param_groups[0]["lr"] = FINAL_RATE
-        clean = self.patches()
-        noise = torch.randn_like(clean) * (SIGMA_255 / 255)
         loss = (self.network(clean + noise) - noise).square().sum() / (2 * len(clean))
         self.adam.zero_grad()
         loss.backward()
