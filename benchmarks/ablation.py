@@ -120,8 +120,11 @@ def page_of(
         f"{table(('arm', 'minutes', *sets), rows)}\n"
         f"Less “{BASE}”, or no conclusion where that is within the spread of the seeds of either:"
         f"\n\n{table(('arm', *sets), verdicts)}\n"
-        "The minutes are those of an arm's trainings and scores, two arms at a time. So short a "
-        "training says nothing about a long one.\n"
+        "That rule is weak: of two equal arms of two seeds, one in five would show a gap by "
+        "chance, so one that stands alone in its row is a hint, no more. What isn't pretrained is "
+        f"trained at the rate of pretraining, {RATE}, instead of {FINETUNING_RATE}. The minutes "
+        "are those of an arm's trainings and scores, two arms at a time. So short a training says "
+        "nothing about a long one.\n"
     )
 
 

@@ -258,7 +258,7 @@ class RunConfig(Section):
         for name in self.finetune:
             if name not in self.pretrain.tasks:
                 raise ValueError(
-                    f"finetune.{name}: not pretrained; pretrain.tasks has "
+                    f"finetune.{name}: not in pretrain.tasks, which has "
                     f"{', '.join(self.pretrain.tasks) or 'none'}"
                 )
         for name, dncnn in self.dncnn.items():
