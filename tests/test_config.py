@@ -153,7 +153,7 @@ def test_imagenet_config_is_the_papers_recipe():
         ("dncnn: {denoise30: {model: {channels: 1}}}", ["dncnn.denoise30.model.channels", "use 3"]),
         ("dncnn: {grey25: {}}", ["dncnn.grey25.model.channels", "3", "use 1"]),
         ("pretrain: {tasks: [sr2, grey_blind]}", ["pretrain.tasks", "grey_blind", "dncnn"]),
-        ("finetune: {grey15: {}}", ["finetune.grey15", "not pretrained"]),
+        ("finetune: {grey15: {}}", ["finetune.grey15", "not in pretrain.tasks"]),
         (
             "dncnn: {denoise30: {model: {batch_norm: false}}}",
             ["dncnn.denoise30.model.batch_norm", "leave it out"],
@@ -161,7 +161,7 @@ def test_imagenet_config_is_the_papers_recipe():
         ("pretrain: {contrastive: {weight: .inf}}", ["pretrain.contrastive.weight", "inf"]),
         ("pretrain: {tasks: [sr2, sr2]}", ["pretrain", "named twice"]),
         ("pretrain: {tasks_per_step: all, batch: 250}", ["pretrain", "250", "multiple of 6"]),
-        ("pretrain: {tasks: [sr2]}\nfinetune: {sr3: {}}", ["finetune.sr3", "not pretrained"]),
+        ("pretrain: {tasks: [sr2]}\nfinetune: {sr3: {}}", ["finetune.sr3", "not in pretrain.tasks"]),
         ("corrupt: {format: jpg}", ["corrupt.format", "'jpg'", "'npy' or 'png'"]),
         ("corrupt: {patch_size: 40}", ["ipt.patch_size", "48", "40"]),
         ("ipt: {token_size: 5}", ["ipt.token_size", "48"]),
