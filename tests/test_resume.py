@@ -34,11 +34,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("engine", "moment"),
     [
-        ("ddp", "random"),
+        ("ddp", "export"),
         ("zero0", "save"),
         ("zero1", "rotation"),
         ("zero2", "rename"),
-        ("zero3", "export"),
+        ("zero3", "random"),
     ],
 )
 def test_killed_in_all_processes_the_same_command_ends_with_the_same_bits(

@@ -125,10 +125,10 @@ def test_flags_of_the_launcher_that_agree_are_not_applied_a_second_time(
     name = "bfloat16 in all"
     flags = ["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"]
 
-    run([*launcher("zero1", 2), *flags], tmp_path, {name: TRAININGS[name]})
+    run([*launcher("zero2", 2), *flags], tmp_path, {name: TRAININGS[name]})
 
     first = Path("checkpoints") / "step-00000001"
-    expected = everything(launched("zero1", 2).folder / name / first)
+    expected = everything(launched("zero2", 2).folder / name / first)
     found = everything(tmp_path / name / first)
     assert all(torch.equal(found[tensor], expected[tensor]) for tensor in expected)
 
