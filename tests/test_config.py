@@ -161,7 +161,10 @@ def test_imagenet_config_is_the_papers_recipe():
         ("pretrain: {contrastive: {weight: .inf}}", ["pretrain.contrastive.weight", "inf"]),
         ("pretrain: {tasks: [sr2, sr2]}", ["pretrain", "named twice"]),
         ("pretrain: {tasks_per_step: all, batch: 250}", ["pretrain", "250", "multiple of 6"]),
-        ("pretrain: {tasks: [sr2]}\nfinetune: {sr3: {}}", ["finetune.sr3", "not in pretrain.tasks"]),
+        (
+            "pretrain: {tasks: [sr2]}\nfinetune: {sr3: {}}",
+            ["finetune.sr3", "not in pretrain.tasks"],
+        ),
         ("corrupt: {format: jpg}", ["corrupt.format", "'jpg'", "'npy' or 'png'"]),
         ("corrupt: {patch_size: 40}", ["ipt.patch_size", "48", "40"]),
         ("ipt: {token_size: 5}", ["ipt.token_size", "48"]),
