@@ -55,17 +55,24 @@ class Checker:
     ) -> None:
         """`clean` is (H, W, C) uint8; `corrupted` are the scores of the input, which is `given`
         where it is a file, uint8 too."""
-        self.images.append((name, clean.shape[1], clean.shape[0]))
         is_grey = name.startswith(self.benchmark.grey) if self.benchmark.grey else False
-        corruption, other = self.task.corruption, None
+        corruption, other, alike = self.task.corruption, None, None
         if given is not None and isinstance(corruption, Bicubic):
             shrunk = imresize(clean, Fraction(1, corruption.scale), border=corruption.border)
-            self.small[name] = psnr(as_tensor(given), as_tensor(shrunk)).item()
-            other = given if self.small[name] < SAME else None
-        for measure in {known.measure for known in self._known()}:
-            self.scores.setdefault(measure, []).append(
-                _measured(measure, clean, corrupted, task=self.task, is_grey=is_grey, small=other)
+            alike = psnr(as_tensor(given), as_tensor(shrunk)).item()
+            other = given if alike < SAME else None
+        scores = {
+            measure: _measured(
+                measure, clean, corrupted, task=self.task, is_grey=is_grey, small=other
             )
+            for measure in {known.measure for known in self._known()}
+        }
+        # Only now: an image that there is no memory for is none of those that were checked.
+        self.images.append((name, clean.shape[1], clean.shape[0]))
+        for measure, each in scores.items():
+            self.scores.setdefault(measure, []).append(each)
+        if alike is not None:
+            self.small[name] = alike
 
     @property
     def is_known_part(self) -> bool:

@@ -18,7 +18,7 @@ from pipeline.benchmark_checks import Checker
 from pipeline.benchmark_folders import Found, find_benchmarks
 from pipeline.checks import differing
 from pipeline.data.testset_pairs import Fault, TestSetError
-from pipeline.data.testsets import Pair, TestSet, open_benchmark
+from pipeline.data.testsets import NO_MEMORY, Pair, TestSet, open_benchmark
 from pipeline.graph import Progress
 from pipeline.protocol import OF_FILES, border_of, noise_of
 from pipeline.scoring import RestorationError, Scored, mean_scores, score_restoration
@@ -111,15 +111,15 @@ def _score_set(
             scored = score_restoration(
                 pair.corrupted, pair.clean, corruption=task.corruption, restore=restore
             )
-        # What torch raises where a device fails or is full: another image may well fit.
-        except (RestorationError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
+            if checker is not None:
+                given = pair.corrupted if test_set.is_given else None
+                checker.add(pair.name, clean=pair.clean, corrupted=scored.corrupted, given=given)
+        # What torch and numpy raise where a device fails or is full: another image may well fit.
+        except (RestorationError, RuntimeError, MemoryError) as error:
+            reason = str(error).partition("\n")[0] or NO_MEMORY
             logger.warning("%s/%s: not restored: %s", named.name, pair.name, reason)
             unrestored.append({"path": pair.name, "reason": reason})
             continue
-        if checker is not None:
-            given = pair.corrupted if test_set.is_given else None
-            checker.add(pair.name, clean=pair.clean, corrupted=scored.corrupted, given=given)
         record = _image_record(pair, scored)
         if len(images) < PICTURES_PER_TEST_SET:
             stem = f"{named.name}-{file_name(pair.name)}"

@@ -1,8 +1,11 @@
 """`ipt evaluate` where something is wrong: it is named, the rest is scored, the exit code is 1."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from benchmark_samples import (
     BENCHMARKS,
@@ -15,6 +18,8 @@ from benchmark_samples import (
 from PIL import Image
 from weights_samples import evaluate, identity, small_ipt
 
+from launch import evaluate_weights
+from pipeline import benchmark_checks
 from pipeline.benchmark_folders import find_benchmarks
 from pipeline.data.testsets import open_benchmark
 from pipeline.evaluation import NamedSet, score_sets
@@ -68,7 +73,17 @@ def test_an_image_that_is_damaged_in_the_middle_does_not_end_the_others(tmp_path
     assert "02.png" in capsys.readouterr().out
 
 
-def test_an_image_that_the_model_fails_on_is_named_and_the_rest_is_restored(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("out of memory\nand a long trace"), "out of memory"),
+        (MemoryError(), "not enough memory for it"),
+        (MemoryError("Unable to allocate 9. GiB"), "Unable to allocate 9. GiB"),
+    ],
+)
+def test_an_image_that_the_model_fails_on_is_named_and_the_rest_is_restored(
+    tmp_path, error, reason
+):
     some_of_set12(tmp_path / "b", "01.png", "02.png", "03.png", "04.png")
     task = task_named("grey25", clip_noise=False)
     (found,), _ = find_benchmarks(tmp_path / "b", task)
@@ -78,7 +93,7 @@ def test_an_image_that_the_model_fails_on_is_named_and_the_rest_is_restored(tmp_
     def restore(image):
         seen.append(image)
         if len(seen) == 2:
-            raise torch.OutOfMemoryError("out of memory\nand a long trace")
+            raise error
         return image * torch.nan if len(seen) == 3 else image
 
     scores, failed = score_sets(
@@ -91,10 +106,58 @@ def test_an_image_that_the_model_fails_on_is_named_and_the_rest_is_restored(tmp_
     assert failed == {}
     assert [each["name"] for each in scores["Set12"]["images"]] == ["01", "04"]
     first, second = scores["Set12"]["faults"]
-    assert first == {"path": "02", "reason": "out of memory"}
+    assert first == {"path": "02", "reason": reason}
     assert second["path"] == "03"
     assert "not numbers" in second["reason"]
     assert scores["Set12"]["incomplete"]
+
+
+def test_an_image_that_there_is_no_memory_to_check_is_named(tmp_path, monkeypatch):
+    some_of_set12(tmp_path / "b", "01.png", "02.png", "03.png")
+    measured = benchmark_checks._measured
+
+    def full(*given, **named):
+        if np.array_equal(given[1][:, :, 0], second):
+            raise MemoryError
+        return measured(*given, **named)
+
+    second = np.asarray(Image.open(tmp_path / "b" / "Set12" / "02.png"))
+    monkeypatch.setattr(benchmark_checks, "_measured", full)
+    weights = identity(tmp_path / "w", channels=1)
+
+    code, scores = evaluate(weights, tmp_path / "b", tmp_path / "out", "--sigma", "25")
+
+    set12 = scores["records"][0]["test_sets"]["Set12-sigma25"]
+    assert code == 1
+    assert [each["name"] for each in set12["images"]] == ["01", "03"]
+    assert set12["benchmark"]["checks"][0]["found"] == "2"
+
+
+def test_tasks_that_are_scored_stay_where_a_later_one_breaks(tmp_path, monkeypatch):
+    for folder in ("HR", "LR_bicubic/X2", "LR_bicubic/X3"):
+        shutil.copytree(BENCHMARKS / "Set5" / folder, tmp_path / "b" / "Set5" / folder)
+    weights = small_ipt(tmp_path / "w", sr2=2, sr3=3)
+    score = evaluate_weights._evaluate
+
+    def breaking(task, *given, **named):
+        if task.name == "sr3":
+            raise RuntimeError("the device is gone")
+        return score(task, *given, **named)
+
+    monkeypatch.setattr(evaluate_weights, "_evaluate", breaking)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        evaluate(weights, tmp_path / "b", tmp_path / "out")
+
+    broken = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert [each["task"] for each in broken["records"]] == ["sr2"]
+    assert broken["to_come"] == ["sr3"]
+    assert broken["incomplete"]
+    assert not broken["records"][0]["incomplete"]
+    monkeypatch.undo()
+    code, whole = evaluate(weights, tmp_path / "b", tmp_path / "out", "--force")
+    assert code == 0
+    assert [each["task"] for each in whole["records"]] == ["sr2", "sr3"]
+    assert not whole["incomplete"]
 
 
 def test_small_images_of_another_making_make_the_benchmark_incomplete(tmp_path, capsys):
