@@ -40,8 +40,10 @@ class Options:
 def evaluate_weights(
     weights: Path, *, benchmarks: Path, out: Path, task: str | None, options: Options, force: bool
 ) -> int:
-    """Score the model of the folder `weights` and write `out`/scores.json; the exit code is 1 where
-    anything was left out of a benchmark."""
+    """Score the model of the folder `weights` and write `out`/scores.json, anew after every task.
+
+    The exit code is 1 where anything was left out of a benchmark, or is not as in it.
+    """
     if not benchmarks.is_dir():
         raise ConfigError(f"--benchmarks {benchmarks}: no such folder")
     if (out / "scores.json").exists() and not force:
@@ -67,28 +69,29 @@ def evaluate_weights(
         )
     make_folder(out)
     began = time.monotonic()
-    records = [
-        _evaluate(each, config, weights, benchmarks=benchmarks, out=out, options=options)
-        for each in there
-    ]
     unmeasured = [each.name for each in tasks if each not in there]
     if isinstance(config, IPTConfig) and task is None:  # tasks of somebody's own
         unmeasured += [name for name in config.scales if name not in TASKS]
-    is_incomplete = any(record["incomplete"] for record in records)
+    records: list[dict[str, Any]] = []  # each as the scores.json of an evaluate stage
     evaluation: dict[str, JSON] = {
         "weights": str(weights),
         "sha256": file_digest(weights / "model.safetensors"),
         "architecture": "DnCNN" if isinstance(config, DnCNNConfig) else "IPT",
         "parameters": config.parameters,
         "benchmarks": str(benchmarks),
-        "seconds": time.monotonic() - began,
-        "records": records,  # each as the scores.json of an evaluate stage
+        "records": records,
         "without_benchmark": unmeasured,
-        "incomplete": is_incomplete,
     }
-    write_json(out / "scores.json", evaluation)
+    for number, each in enumerate(there, start=1):
+        records.append(
+            _evaluate(each, config, weights, benchmarks=benchmarks, out=out, options=options)
+        )
+        evaluation["seconds"] = time.monotonic() - began
+        evaluation["to_come"] = [later.name for later in there[number:]]
+        evaluation["incomplete"] = number < len(there) or any(one["incomplete"] for one in records)
+        write_json(out / "scores.json", evaluation)
     print_evaluation(evaluation, out)
-    return FAILED if is_incomplete else 0
+    return FAILED if evaluation["incomplete"] else 0
 
 
 def _tasks(

@@ -3,7 +3,7 @@
 Imports nothing heavy: a plan lists what is there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,28 +41,34 @@ def find_benchmarks(root: Path, task: Task) -> tuple[list[Found], list[str]]:
         places = folders.get(benchmark.name, [])
         if benchmark.grey_of is not None:
             places = [*places, *folders.get(benchmark.grey_of, [])]
-        one = next(filter(None, (_found(benchmark, place, task) for place in places)), None)
-        if one is None:
+        fitting = [each for place in places for each in _fitting(benchmark, place, task)]
+        if not fitting:
             there = f" ({places[0].name} is laid out in no way that is known)" if places else ""
             missing.append(benchmark.name + there)
         else:
-            found.append(one)
+            found.append(max(fitting, key=_likeness))
     return found, missing
 
 
-def _found(benchmark: Benchmark, folder: Path, task: Task) -> Found | None:
+def _fitting(benchmark: Benchmark, folder: Path, task: Task) -> Iterator[Found]:
+    """All that images lie in, of the layouts that the benchmark is known by."""
     for layout in (_of_scale(each, task.scale) for each in benchmark.layouts):
         clean = _photographs(folder, layout.clean)
         corrupted = _photographs(folder, layout.corrupted) if layout.corrupted else None
         if clean and corrupted != ():
-            return Found(
+            yield Found(
                 benchmark=benchmark,
                 folder=folder,
                 layout=layout,
                 clean=clean,
                 corrupted=corrupted,
             )
-    return None
+
+
+def _likeness(found: Found) -> tuple[bool, int, bool]:
+    """As many images as the benchmark has, else the most: a stray one hides none. Pairs first."""
+    count = len(found.clean)
+    return count == found.benchmark.images, count, found.corrupted is not None
 
 
 def _of_scale(layout: Layout, scale: int) -> Layout:

@@ -58,7 +58,7 @@ class Benchmark:
     known: tuple[Known, ...] = ()
 
 
-# Pairs before clean images alone, for which the task makes the corrupted ones; a plain folder last.
+# Without corrupted images the task makes them. Where several fit, benchmark_folders.py chooses.
 _CLEAN = tuple(
     Layout(clean=f"{folder}*")
     for folder in ("", "HR/", "GTmod12/", "GT/", "original_png/", "original/", "clean/")

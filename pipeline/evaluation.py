@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.artifacts import JSON, canonical_digest
-from pipeline.benchmark_checks import Checker, is_whole
+from pipeline.benchmark_checks import Checker
 from pipeline.benchmark_folders import Found, find_benchmarks
+from pipeline.checks import differing
 from pipeline.data.testset_pairs import Fault, TestSetError
-from pipeline.data.testsets import Pair, TestSet, open_benchmark
+from pipeline.data.testsets import NO_MEMORY, Pair, TestSet, open_benchmark
 from pipeline.graph import Progress
 from pipeline.protocol import OF_FILES, border_of, noise_of
 from pipeline.scoring import RestorationError, Scored, mean_scores, score_restoration
@@ -91,12 +92,8 @@ def faults_of(record: Mapping[str, JSON]) -> list[str]:
     faults = [f"{name}: {reason}" for name, reason in record["failed"].items()]
     for name, each in record["test_sets"].items():
         faults += [f"{name}: {one['path']}: {one['reason']}" for one in each["faults"]]
-        if each["incomplete"] and not each["faults"]:
-            faults += [
-                f"{name}: {check['what']}: expected {check['expected']}, found {check['found']}"
-                for check in each["benchmark"]["checks"]
-                if check["state"] == "differs"
-            ]
+        if each["benchmark"] is not None:
+            faults += [f"{name}: {reason}" for reason in differing(each["benchmark"]["checks"])]
     return faults
 
 
@@ -114,14 +111,15 @@ def _score_set(
             scored = score_restoration(
                 pair.corrupted, pair.clean, corruption=task.corruption, restore=restore
             )
-        # What torch raises where a device fails or is full: another image may well fit.
-        except (RestorationError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
+            if checker is not None:
+                given = pair.corrupted if test_set.is_given else None
+                checker.add(pair.name, clean=pair.clean, corrupted=scored.corrupted, given=given)
+        # What torch and numpy raise where a device fails or is full: another image may well fit.
+        except (RestorationError, RuntimeError, MemoryError) as error:
+            reason = str(error).partition("\n")[0] or NO_MEMORY
             logger.warning("%s/%s: not restored: %s", named.name, pair.name, reason)
             unrestored.append({"path": pair.name, "reason": reason})
             continue
-        if checker is not None:
-            checker.add(pair.name, clean=pair.clean, corrupted=scored.corrupted)
         record = _image_record(pair, scored)
         if len(images) < PICTURES_PER_TEST_SET:
             stem = f"{named.name}-{file_name(pair.name)}"
@@ -159,7 +157,7 @@ def _set_record(
         }
     is_incomplete = bool(faults)
     if benchmark is not None and images:
-        is_incomplete = is_incomplete or not is_whole(benchmark["checks"])
+        is_incomplete = is_incomplete or bool(differing(benchmark["checks"]))
     mean = {}
     if images:
         for version in ("corrupted", "restored"):

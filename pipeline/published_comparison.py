@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.artifacts import JSON
-from pipeline.benchmarks import benchmark_named
+from pipeline.checks import differing
 from pipeline.published_results import (
     PublishedResult,
     PublishedTable,
@@ -29,6 +29,7 @@ class OurScore:
     images: int
     sizes: frozenset[tuple[int, int]]  # (width, height) of the clean images
     faults: int
+    differs: tuple[str, ...]  # from the benchmark, by its checks
     border: int
     noise: str | None
     channels: int
@@ -54,8 +55,12 @@ class OurScore:
             self_ensemble=self.self_ensemble,
             sizes=self.sizes,
         )
-        if self.faults and not reasons:
+        if not reasons and self.benchmark is None:
+            reasons = ["a test set of that name, not checked as a benchmark is"]
+        elif not reasons and self.faults:
             reasons = [f"{self.faults} of its images could not be used"]
+        elif not reasons:
+            reasons = list(self.differs)
         if table.luma == "rounded" and "psnr_y_rounded" not in self.mean:
             reasons.append("Y as it is, published: rounded to 8 bits")
         return reasons
@@ -81,8 +86,7 @@ def our_scores(records: Sequence[Mapping[str, Any]]) -> list[OurScore]:
         for name, scored in record["test_sets"].items():
             if not scored["images"]:
                 continue
-            known = benchmark_named(name)
-            benchmark = scored["benchmark"]["name"] if scored["benchmark"] else None
+            benchmark = scored["benchmark"]
             found.append(
                 OurScore(
                     model=record["model_name"],
@@ -90,11 +94,12 @@ def our_scores(records: Sequence[Mapping[str, Any]]) -> list[OurScore]:
                     task=scored["task"],
                     title=scored["title"],
                     test_set=name,
-                    benchmark=benchmark or (known.name if known else None),
+                    benchmark=benchmark and benchmark["name"],
                     mean=scored["mean"]["restored"],
                     images=len(scored["images"]),
                     sizes=frozenset((each["width"], each["height"]) for each in scored["images"]),
                     faults=len(scored["faults"]),
+                    differs=tuple(differing(benchmark["checks"])) if benchmark else (),
                     border=scored["border"],
                     noise=scored["noise"],
                     channels=1 if protocol["channels"] == ["grey"] else 3,

@@ -20,6 +20,14 @@ def save(path: Path, *, seed: int = 0, height: int = 40, width: int = 48) -> Non
     Image.fromarray(pixels).save(path)
 
 
+def save_nearest(clean: Path, benchmark: Path) -> None:
+    """A copy of `clean` as HR, and half of its pixels per side as the low-resolution image."""
+    for folder, step in (("HR", 1), ("LR_bicubic/X2", 2)):
+        (benchmark / folder).mkdir(parents=True, exist_ok=True)
+        pixels = np.asarray(Image.open(clean).convert("RGB"))[::step, ::step]
+        Image.fromarray(pixels).save(benchmark / folder / clean.name)
+
+
 def some_of_rain100l(root: Path, *names: str) -> Path:
     """A folder of benchmarks with these pairs of Rain100L, and where they lie."""
     for kind in ("rainy", "clean"):

@@ -1,46 +1,16 @@
-"""`ipt evaluate`: any weights on every benchmark of a folder, whatever is wrong with one."""
+"""`ipt evaluate`: any weights on every benchmark of a folder."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
-import torch
-from benchmark_samples import BENCHMARKS, needs_benchmarks, some_of_rain100l, some_of_set12
-from PIL import Image
+from benchmark_samples import BENCHMARKS, needs_benchmarks, some_of_set12
+from weights_samples import evaluate, identity, small_ipt
 
 from launch.__main__ import main
-from pipeline.benchmark_folders import find_benchmarks
-from pipeline.data.testsets import open_benchmark
-from pipeline.evaluation import NamedSet, score_sets
-from pipeline.graph import report_nothing
-from pipeline.model_configs import DnCNNConfig, IPTConfig, IPTSize
-from pipeline.models.dncnn import DnCNN
+from pipeline.model_configs import DnCNNConfig, IPTConfig
 from pipeline.models.ipt import IPT
-from pipeline.tasks import task_named
 
 pytestmark = needs_benchmarks
-
-
-def identity(folder: Path, *, channels: int = 3) -> Path:
-    """A DnCNN that restores its input."""
-    model = DnCNN(DnCNNConfig(depth=3, features=4, channels=channels))
-    torch.nn.init.zeros_(model.last.weight)
-    model.save_pretrained(folder)
-    return folder
-
-
-def small_ipt(folder: Path, **scales: int) -> Path:
-    size = IPTSize(features=2, encoder_layers=1, decoder_layers=1, attention_heads=2)
-    IPT(IPTConfig(size=size, scales=scales)).save_pretrained(folder)
-    return folder
-
-
-def evaluate(weights: Path, benchmarks: Path, out: Path, *options: str) -> tuple[int, dict]:
-    """The exit code and the scores.json."""
-    command = ["evaluate", "--weights", str(weights), "--benchmarks", str(benchmarks)]
-    code = main([*command, "--out", str(out), "--device", "cpu", *options])
-    return code, json.loads((out / "scores.json").read_text())
 
 
 def test_a_whole_benchmark_is_verified_scored_and_put_beside_its_table(tmp_path, capsys):
@@ -117,109 +87,6 @@ def test_the_part_of_rain100l_that_is_known_is_complete_but_not_comparable(tmp_p
     printed = capsys.readouterr().out
     assert "20 of 100" in printed
     assert "20 of the 100 images of Rain100L" in printed
-
-
-def test_pairs_that_are_missing_extra_misnamed_or_of_another_size_are_named(tmp_path, capsys):
-    folder = some_of_rain100l(tmp_path / "b", "1.png", "2.png", "3.png", "4.png", "5.png")
-    (folder / "rainy" / "2.png").unlink()
-    (folder / "rainy" / "3.png").rename(folder / "rainy" / "three.png")
-    with Image.open(folder / "rainy" / "4.png") as image:
-        image.crop((0, 0, 100, 90)).save(folder / "rainy" / "4.png")
-    shutil.copy(folder / "rainy" / "1.png", folder / "rainy" / "99.png")
-    weights = identity(tmp_path / "w")
-
-    code, scores = evaluate(weights, tmp_path / "b", tmp_path / "out", "--task", "derain")
-
-    rain = scores["records"][0]["test_sets"]["Rain100L"]
-    assert code == 1
-    assert scores["incomplete"]
-    assert rain["incomplete"]
-    assert [each["name"] for each in rain["images"]] == ["1", "5"]
-    faults = {Path(each["path"]).name: each["reason"] for each in rain["faults"]}
-    assert "no corrupted image" in faults["2.png"]
-    assert "no clean image" in faults["three.png"]
-    assert "no clean image" in faults["99.png"]
-    assert "100×90 pixels" in faults["4.png"]
-    printed = capsys.readouterr().out
-    assert "2 of 100 INCOMPLETE" in printed
-    for name in ("2.png", "three.png", "99.png", "3.png", "4.png"):
-        assert name in printed
-
-
-def test_an_image_that_is_damaged_in_the_middle_does_not_end_the_others(tmp_path, capsys):
-    folder = some_of_set12(tmp_path / "b", "01.png", "02.png", "03.png")
-    content = (folder / "02.png").read_bytes()
-    (folder / "02.png").write_bytes(content[: len(content) // 2])
-    weights = identity(tmp_path / "w", channels=1)
-
-    code, scores = evaluate(
-        weights, tmp_path / "b", tmp_path / "out", "--sigma", "25", "--task", "grey25"
-    )
-
-    set12 = scores["records"][0]["test_sets"]["Set12"]
-    assert code == 1
-    assert [each["name"] for each in set12["images"]] == ["01", "03"]
-    assert [Path(each["path"]).name for each in set12["faults"]] == ["02.png"]
-    assert "02.png" in capsys.readouterr().out
-
-
-def test_an_image_that_the_model_fails_on_is_named_and_the_rest_is_restored(tmp_path):
-    some_of_set12(tmp_path / "b", "01.png", "02.png", "03.png", "04.png")
-    task = task_named("grey25", clip_noise=False)
-    (found,), _ = find_benchmarks(tmp_path / "b", task)
-    test_set = open_benchmark(found, task, seed=0)
-    seen = []
-
-    def restore(image):
-        seen.append(image)
-        if len(seen) == 2:
-            raise torch.OutOfMemoryError("out of memory\nand a long trace")
-        return image * torch.nan if len(seen) == 3 else image
-
-    scores, failed = score_sets(
-        [NamedSet(name="Set12", test_set=test_set, found=found)],
-        restore,
-        folder=tmp_path,
-        progress=report_nothing,
-    )
-
-    assert failed == {}
-    assert [each["name"] for each in scores["Set12"]["images"]] == ["01", "04"]
-    first, second = scores["Set12"]["faults"]
-    assert first == {"path": "02", "reason": "out of memory"}
-    assert second["path"] == "03"
-    assert "not numbers" in second["reason"]
-    assert scores["Set12"]["incomplete"]
-
-
-def test_fewer_images_than_the_benchmark_has_are_said_to_be(tmp_path, capsys):
-    some_of_set12(tmp_path / "b", "01.png", "02.png")
-
-    code, scores = evaluate(
-        identity(tmp_path / "w", channels=1), tmp_path / "b", tmp_path / "out", "--sigma", "25"
-    )
-
-    assert code == 1
-    assert scores["records"][0]["faults"] == [
-        "Set12-sigma25: number of images: expected 12, found 2"
-    ]
-    assert "INCOMPLETE" in capsys.readouterr().out
-
-
-def test_an_unusable_benchmark_does_not_end_the_others(tmp_path):
-    some_of_set12(tmp_path / "b", "01.png")
-    shutil.copy(tmp_path / "b" / "Set12" / "01.png", tmp_path / "b" / "Set12" / "01.bmp")
-    (tmp_path / "b" / "BSD68").mkdir()
-    shutil.copy(BENCHMARKS / "Set12" / "02.png", tmp_path / "b" / "BSD68" / "test001.png")
-
-    code, scores = evaluate(
-        identity(tmp_path / "w", channels=1), tmp_path / "b", tmp_path / "out", "--sigma", "25"
-    )
-
-    (record,) = scores["records"]
-    assert code == 1
-    assert list(record["test_sets"]) == ["BSD68-sigma25"]
-    assert "have the same name" in record["failed"]["Set12-sigma25"]
 
 
 def test_denoisers_are_measured_at_the_levels_of_the_paper(tmp_path):

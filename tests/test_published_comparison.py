@@ -13,7 +13,7 @@ from pipeline.tasks import TASKS, Task, at_levels, published_name, task_named
 
 def record(
     task: Task,
-    benchmark: str,
+    name: str,
     *,
     psnr: float = 30.0,
     images: int | None = None,
@@ -27,7 +27,7 @@ def record(
     scores = {"psnr_rgb": psnr, "psnr_y": psnr + 2, "ssim_rgb": 0.9, "ssim_y": 0.91}
     if task.name == "derain":
         scores |= {"psnr_y_rounded": psnr + 1.97, "ssim_y_rounded": 0.909}
-    count = BENCHMARKS[benchmark].images if images is None else images
+    count = BENCHMARKS[name].images if images is None else images
     tiling = None if model == "DnCNN" else "overlap"
     test_set = {
         "images": [{"width": size[0], "height": size[1]}] * count,
@@ -37,13 +37,13 @@ def record(
         "noise": noise_of(task),
         "border": border_of(task),
         "faults": [],
-        "benchmark": {"name": benchmark},
+        "benchmark": {"name": name, "checks": []},
     }
     return {
         "model_name": model,
         "task": trained_for or task.name,
         "protocol": protocol(task, tiling=tiling, self_ensemble=self_ensemble, seed=0),
-        "test_sets": {benchmark: test_set | changed},
+        "test_sets": {name: test_set | changed},
     }
 
 
@@ -129,6 +129,27 @@ def test_an_image_that_failed_keeps_a_score_out():
 
     assert places(ours) == {}
     assert set(reasons(ours).values()) == {("1 of its images could not be used",)}
+
+
+def test_what_only_has_the_name_of_a_benchmark_keeps_out():
+    ours = record(TASKS["sr2"], "Set5", benchmark=None)
+
+    assert places(ours) == {}
+    why = "a test set of that name, not checked as a benchmark is"
+    assert set(reasons(ours).values()) == {(why,)}
+
+
+@pytest.mark.parametrize("what", ["sizes", "input on Y, rounded to 8 bits"])
+def test_a_check_that_differs_keeps_out_and_is_said(what):
+    check = {"what": what, "state": "differs", "expected": "26.90", "found": "25.52"}
+    whole = {"what": "number of images", "state": "verified", "expected": "100", "found": "100"}
+    benchmark = {"name": "Rain100L", "checks": [whole, check]}
+    ours = record(TASKS["derain"], "Rain100L", benchmark=benchmark)
+
+    assert places(ours) == {}
+    assert set(reasons(ours).values()) == {(f"{what}: expected 26.90, found 25.52",)}
+    (table, *_) = comparison_data([ours])
+    assert table["not_comparable"][0]["differs"] == [f"{what}: expected 26.90, found 25.52"]
 
 
 def test_kodak24_in_whole_is_not_kodak24_in_squares():

@@ -163,6 +163,7 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
         mine = record["test_sets"].pop("mine")
         record["test_sets"]["CBSD68"] = mine | {
             "images": mine["images"] * 68,
+            "benchmark": {"name": "CBSD68", "images": 68, "layout": "", "checks": []},
             "corrupted_is_given": is_given,
             "noise": "of given files" if is_given else "clipped",
         }

@@ -207,6 +207,27 @@ def test_a_damaged_benchmark_image_is_a_fault_and_not_silently_skipped(tmp_path,
     assert test_set.skipped == []
 
 
+def test_an_image_that_there_is_no_memory_for_is_a_fault(tmp_path, monkeypatch):
+    for name in "abc":
+        save(tmp_path / f"{name}.png", photograph(0))
+    made = []
+
+    def full(*given, **named):
+        made.append(None)
+        if len(made) == 2:
+            raise MemoryError
+        return corrupt(*given, **named)
+
+    corrupt = testsets.corrupt
+    monkeypatch.setattr(testsets, "corrupt", full)
+    test_set = open_folder("denoise30", tmp_path)
+
+    assert [pair.name for pair in test_set] == ["a", "c"]
+    assert test_set.faults == [
+        {"path": str(tmp_path / "b.png"), "reason": "not enough memory for it"}
+    ]
+
+
 def test_a_benchmark_image_too_small_for_ssim_is_a_fault(tmp_path):
     save(tmp_path / "a.png", photograph(0, 14, 40))
 

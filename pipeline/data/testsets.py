@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 11  # of the clean image after the border is cut: the window of SSIM
 
+NO_MEMORY = "not enough memory for it"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -103,7 +105,8 @@ class TestSet:
         for item in self.items:
             try:
                 yield self._pair(item)
-            except _Misfit as misfit:
+            except (_Misfit, MemoryError) as error:
+                misfit = error if isinstance(error, _Misfit) else _Misfit(item.clean, NO_MEMORY)
                 logger.warning("%(path)s: left out of the test set: %(reason)s", misfit.fault)
                 (self.faults if self.is_benchmark else self.skipped).append(misfit.fault)
 

@@ -1,6 +1,5 @@
-"""The rows of benchmarks, the layouts they are found in, and what is verified about them."""
+"""The rows of benchmarks, and the layouts that they are found in."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,33 +9,14 @@ from benchmark_samples import needs_benchmarks, save
 from data_samples import imported_by
 from PIL import Image
 
-from pipeline.benchmark_checks import Check, Checker, is_whole
 from pipeline.benchmark_folders import find_benchmarks, listed
 from pipeline.benchmarks import BENCHMARKS, benchmark_named, benchmarks_for
 from pipeline.data.testsets import open_benchmark
-from pipeline.scoring import as_tensor, score
-from pipeline.tasks import TASKS, Task, at_levels, published_name, task_named
+from pipeline.tasks import TASKS, at_levels, published_name, task_named
 
 
 def names_for(task: str) -> set[str]:
     return {each.name for each in benchmarks_for(TASKS[task])}
-
-
-def checks(name: str, task: Task, *, of: int | None = None) -> list[Check]:
-    """What is verified of a shared benchmark, or of its first images."""
-    found, _ = find_benchmarks(SHARED, task)
-    (one,) = (each for each in found if each.benchmark.name == name)
-    checker = Checker(benchmark=one.benchmark, task=task)
-    for pair in itertools.islice(open_benchmark(one, task, seed=0), of):
-        scores = {}
-        if task.scale == 1:
-            images = as_tensor(pair.corrupted), as_tensor(pair.clean)
-            scores = score(*images, crop_border=0)
-            if task.name == "derain":
-                rounded = score(*images, crop_border=0, rounded_luma=True)
-                scores |= {f"{key}_rounded": rounded[key] for key in ("psnr_y", "ssim_y")}
-        checker.add(pair.name, clean=pair.clean, corrupted=scores)
-    return [Check(**each) for each in checker.checks()]
 
 
 def test_every_task_of_the_field_has_its_benchmarks():
@@ -117,6 +97,37 @@ def test_clean_images_alone_are_no_benchmark_of_deraining(tmp_path):
     assert missing[0].startswith("Rain100L (Rain100L is laid out in no way")
 
 
+@pytest.mark.parametrize(
+    ("task", "stray", "whole", "images"),
+    [
+        ("sr2", "Set5/thumb.png", "Set5/HR", 5),
+        ("denoise30", "CBSD68/preview.png", "CBSD68/original_png", 68),
+        ("sr2", "B100/HR/0.png", "BSD100", 100),
+        ("grey25", "BSD68/test001.png", "CBSD68", 68),
+        ("sr2", "Set5/1.png", "Set5/HR", 3),
+    ],
+)
+def test_a_stray_image_hides_no_benchmark(tmp_path, task, stray, whole, images):
+    save(tmp_path / stray)
+    for number in range(images):
+        save(tmp_path / whole / f"{number}.png")
+
+    found, _ = find_benchmarks(tmp_path, TASKS[task])
+
+    (clean,) = {each.parent for each in found[0].clean}
+    assert clean == tmp_path / whole
+    assert len(found[0].clean) == images
+
+
+def test_pairs_go_before_as_many_clean_images(tmp_path):
+    for folder in (".", "HR", "LR_bicubic/X2"):
+        save(tmp_path / "Set5" / folder / "baby.png")
+
+    (found,), _ = find_benchmarks(tmp_path, TASKS["sr2"])
+
+    assert found.layout_text == "Set5: HR/* with LR_bicubic/X2/*"
+
+
 def test_what_is_missing_is_listed(tmp_path):
     save(tmp_path / "CBSD68" / "0000.png")
 
@@ -147,54 +158,6 @@ def test_models_are_measured_at_the_levels_of_the_tables():
 
 
 @needs_benchmarks
-@pytest.mark.parametrize(
-    ("task", "scores"),
-    [("sr2", "33.66 / 0.9299"), ("sr3", "30.39 / 0.8682"), ("sr4", "28.42 / 0.8104")],
-)
-def test_set5_is_verified_by_the_published_bicubic_scores(task, scores):
-    number, sizes, bicubic = checks("Set5", TASKS[task])
-
-    assert number.state == sizes.state == bicubic.state == "verified"
-    assert bicubic.found == bicubic.expected == scores
-
-
-@needs_benchmarks
-@pytest.mark.slow
-def test_20_pairs_of_rain100l_are_the_part_that_is_known():
-    number, sizes, rainy = checks("Rain100L", TASKS["derain"])
-
-    assert number.state == "differs"
-    assert number.found == "20, the part that is known too"
-    assert sizes.state == rainy.state == "verified"
-    assert rainy.found == "26.175 / 0.8136"
-    assert is_whole([vars(each) for each in (number, sizes, rainy)])
-
-
-@needs_benchmarks
-def test_fewer_images_are_no_benchmark_and_nothing_is_said_of_their_score():
-    number, sizes, noise = checks("Set12", task_named("grey25", clip_noise=False), of=2)
-
-    assert (number.state, number.expected, number.found) == ("differs", "12", "2")
-    assert (sizes.state, noise.state) == ("verified", "not checked")
-    assert not is_whole([vars(each) for each in (number, sizes)])
-
-
-@needs_benchmarks
-def test_noise_is_verified_by_its_level():
-    *_, noise = checks("Set12", task_named("grey25", clip_noise=False))
-
-    assert (noise.state, noise.expected) == ("verified", "20.17")
-
-
-@needs_benchmarks
-@pytest.mark.slow
-def test_clipped_noise_of_cbsd68_is_as_strong_as_counted_elsewhere():
-    *_, noise = checks("CBSD68", TASKS["denoise50"])
-
-    assert (noise.state, noise.expected) == ("verified", "15.00")
-
-
-@needs_benchmarks
 def test_bsd68_is_cbsd68_in_grey():
     found, missing = find_benchmarks(SHARED, TASKS["grey25"])
     bsd68 = next(each for each in found if each.benchmark.name == "BSD68")
@@ -204,42 +167,6 @@ def test_bsd68_is_cbsd68_in_grey():
     assert missing == []
     assert len(bsd68.clean) == 68
     assert pair.clean.shape == (321, 481, 1)
-
-
-def test_other_sizes_are_named(tmp_path):
-    for number in range(5):
-        save(tmp_path / "Set5" / f"{number}.png", seed=number, height=100, width=60)
-    (found,), _ = find_benchmarks(tmp_path, TASKS["sr2"])
-    checker = Checker(benchmark=found.benchmark, task=TASKS["sr2"])
-    for pair in open_benchmark(found, TASKS["sr2"], seed=0):
-        checker.add(pair.name, clean=pair.clean, corrupted={})
-
-    number, sizes, bicubic = (Check(**each) for each in checker.checks())
-
-    assert number.state == "verified"
-    assert sizes.state == bicubic.state == "differs"
-    assert sizes.found == "0 60×100, 1 60×100, 2 60×100 and 2 more"
-    assert str(bicubic).startswith("bicubic upscaling on Y, 8-bit Y")
-    assert "differs: expected 33.66 / 0.9299, found " in str(bicubic)
-
-
-def test_a_copy_cut_to_multiples_of_12_has_the_sizes_of_the_benchmark():
-    checker = Checker(benchmark=BENCHMARKS["B100"], task=TASKS["sr2"])
-    for number, (height, width) in enumerate([(312, 480), (480, 312), (321, 481), (320, 480)]):
-        checker.images.append((str(number), width, height))
-
-    assert checker._sizes().state == "verified"
-    checker.images.append(("x", 481, 300))
-    assert checker._sizes().found == "x 481×300"
-
-
-def test_most_of_urban100_has_its_usual_size():
-    checker = Checker(benchmark=BENCHMARKS["Urban100"], task=TASKS["sr2"])
-    checker.images = [("a", 1024, 680), ("b", 1024, 768), ("c", 672, 1020)]
-    assert checker._sizes().state == "verified"
-
-    checker.images = [(name, width // 2, height // 2) for name, width, height in checker.images]
-    assert checker._sizes().state == "differs"
 
 
 def test_a_file_in_place_of_a_folder_is_no_benchmark(tmp_path: Path):
