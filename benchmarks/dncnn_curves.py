@@ -153,7 +153,8 @@ def shortening(recipe: Recipe) -> str:
     return f"""
 DnCNN at σ 25, grey: depth {recipe.depth}, {recipe.features} features. DnCNN-S has 17 and 64, with
 which both sides still predict nothing (20.17 dB) after 120 such steps: curves that would say
-little. On one side configs/dncnn.yaml through the stages source, corrupt and dncnn; on the other a loop written down
+little. On one side configs/dncnn.yaml through the stages source, corrupt and dncnn; on the other a
+loop written down
 by itself, with its own network, crops, orientations, noise, loss and PyTorch's Adam. Shortened, on
 both sides: {samples:,} samples instead of {PAPERS_SAMPLES:,}, batches of {recipe.batch} instead
 of {PAPERS_BATCH} (also behind batch-norm statistics), so {recipe.steps} steps; the rate falls at
