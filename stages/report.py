@@ -30,7 +30,7 @@ def report_stage(name: str, stages: Mapping[str, Stage]) -> Stage:
     return Stage(
         name="report",
         kind="report",
-        version=2,
+        version=3,
         config=ReportConfig(
             name=name,
             kinds={each: stage.kind for each, stage in stages.items()},
@@ -99,12 +99,7 @@ def _sections(
     for name, source in sources.items():
         shards = [each for stage, each in corrupt.items() if name in config.edges[stage]]
         trained_on += facts.trained_on(shards, source.manifest.summary)
-    scored_on = {
-        (test_set, image["name"])
-        for record in scores.values()
-        for test_set, each in record["test_sets"].items()
-        for image in each["images"]
-    }
+    scored_on = facts.scored_on(records)
     # Nobody knows what a folder of somebody's own holds.
     are_held_out = all(
         test_set["source"] is not None and manifest.config.get("benchmarks") is None
@@ -116,9 +111,9 @@ def _sections(
     return {
         "name": config.name,
         "headline": verdict.headline(rows),
-        "smoke_test": verdict.smoke_test(trained_on, len(scored_on)) if rows else None,
+        "smoke_test": verdict.smoke_test(trained_on, scored_on) if rows else None,
         "trained_on": trained_on,
-        "scored_on": len(scored_on),
+        "scored_on": scored_on,
         "are_held_out": are_held_out,
         "tasks": task_table.task_table(rows, records, tables),
         "verdict": verdict.verdict_section(rows),

@@ -172,8 +172,9 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
     text, _ = small_run.report()
 
     (row,) = json.loads((small_run.root / "report" / "report.json").read_text())["verdict"]
-    beside = [(each["method"], each["psnr"]) for each in row["published"]]
-    assert beside == ([] if is_given else [("IPT", 30.75)])  # the Y numbers have another channel
+    beside = [(each["method"], each["psnr"], each["other_tiling"]) for each in row["published"]]
+    # The Y numbers have another channel.
+    assert beside == ([] if is_given else [("IPT", 30.75, "official")])
     why = row["why_nothing_published"]
     assert why is None if beside else why.startswith("noise of given files")
     tables = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", text, re.DOTALL)
@@ -185,6 +186,39 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
     assert len(with_ours) == 2
     assert all("clipped noise" in title and "unclipped" not in title for title in with_ours)
     assert "noise clipped, published: unclipped" in text
+    assert "same protocol" not in text
+    assert "IPT 30.75<small>, official tiling</small>" in text
+    assert 'title="Source: huawei-noah/Pretrained-IPT, README' in text
+
+
+def test_tiles_joined_alike_are_no_difference(small_run):
+    for name in ("finetune-denoise30", "dncnn-denoise30"):
+        path = small_run.root / f"evaluate-{name}" / "scores.json"
+        record = json.loads(path.read_text())
+        mine = record["test_sets"].pop("mine")
+        record["test_sets"]["CBSD68"] = mine | {"images": mine["images"] * 68}
+        if name == "finetune-denoise30":
+            record["protocol"]["tiling"] = "official"
+        path.write_text(json.dumps(record))
+
+    text, _ = small_run.report()
+
+    assert ">IPT 30.75</span>" in text
+
+
+def test_a_photograph_counts_once_at_however_many_levels_it_is_scored(small_run):
+    path = small_run.root / "evaluate-finetune-denoise30" / "scores.json"
+    record = json.loads(path.read_text())
+    benchmark = {"name": "CBSD68", "images": 68, "layout": "", "checks": []}
+    scored = record["test_sets"].pop("mine") | {"benchmark": benchmark}
+    names = ("CBSD68", "CBSD68-sigma10", "CBSD68-sigma70")
+    record["test_sets"] = dict.fromkeys(names, scored)
+    path.write_text(json.dumps(record))
+
+    text, _ = small_run.report()
+
+    # One of the benchmark by IPT, one of "mine" by DnCNN.
+    assert "Scored on 2 photographs" in text
 
 
 def test_unreadable_scores_say_how_to_make_them_again(small_run):

@@ -117,6 +117,20 @@ def trained_on(corrupt: Sequence[Artifact], summary: Mapping[str, JSON]) -> int:
     return summary["images"] - summary["validation"] - min(skipped) if skipped else 0
 
 
+def scored_on(records: Sequence[Mapping[str, Any]]) -> int:
+    """How many photographs `scores.json` records have scores of.
+
+    A benchmark counts once, at however many noise levels or JPEG qualities it was scored.
+    """
+    photographs = {
+        (each["benchmark"]["name"] if each["benchmark"] else test_set, image["name"])
+        for record in records
+        for test_set, each in record["test_sets"].items()
+        for image in each["images"]
+    }
+    return len(photographs)
+
+
 def skipped_section(
     sources: Mapping[str, Artifact],
     corrupt: Mapping[str, Artifact],

@@ -1,13 +1,22 @@
 """The published tables for the tasks of a run, with the run's own scores where they may stand."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.published_comparison import ComparedTable, OurScore
 from pipeline.published_results import PublishedResult, PublishedTable
 from pipeline.report.verdict import VerdictRow, headline_channel
 from pipeline.tasks import TASKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A published number for a row of ours: of its photographs, channel, border and noise."""
+
+    result: PublishedResult
+    tiling: str | None  # that its model restored by, where no model of the row did
 
 
 def published_section(tables: Sequence[ComparedTable]) -> list[dict[str, Any]]:
@@ -58,14 +67,15 @@ def _reasons(compared: ComparedTable) -> list[str]:
 
 def published_beside(
     row: VerdictRow, tables: Sequence[ComparedTable]
-) -> tuple[list[PublishedResult], str | None]:
-    """What others report for a row's two models under its very protocol, or why nothing is there.
+) -> tuple[list[Beside], str | None]:
+    """What others report for a row's two models, or why nothing is there.
 
-    One number per method, the first of its tables; the published section has them all.
+    Photographs, channel, border and noise are the row's; a tiling that is not is named. One number
+    per method, the first of its tables; the published section has them all.
     """
     channel = headline_channel(TASKS[row.task])
     against: list[tuple[str, ...]] = []
-    there: list[PublishedResult] = []
+    there: list[Beside] = []
     for compared in tables:
         # What a row shows is of luma as it is.
         if compared.table.channel != channel or compared.table.luma == "rounded":
@@ -79,17 +89,18 @@ def published_beside(
             continue
         against.append(min((why for _, why in apart), key=len, default=()))
         if not apart:  # all models of the row may stand in it
+            tilings = {score.tiling for score in ours}
             there += [
-                each
+                Beside(result=each, tiling=_other_tiling(each, compared.table, tilings))
                 for each in compared.published
                 if (each.task, each.benchmark) in measured and not each.differs
             ]
     if not against:
         return [], "nothing published for this task"
-    found: dict[str, PublishedResult] = {}
-    for each in there:
-        if re.match(r"(DnCNN|IPT)\b", each.method):
-            found.setdefault(each.method, each)
+    found: dict[str, Beside] = {}
+    for beside in there:
+        if re.match(r"(DnCNN|IPT)\b", beside.result.method):
+            found.setdefault(beside.result.method, beside)
     if found:
         return list(found.values()), None
     if there:
@@ -97,6 +108,14 @@ def published_beside(
     if all(against):
         return [], min(against, key=len)[0].partition(" (")[0]
     return [], "no number for these photographs"
+
+
+def _other_tiling(
+    result: PublishedResult, table: PublishedTable, tilings: Collection[str | None]
+) -> str | None:
+    """How IPT joined its tiles, where none of our `tilings` is that; other models have no tiles."""
+    is_tiled = re.match(r"IPT\b", result.method) is not None
+    return table.tiling if is_tiled and table.tiling not in tilings else None
 
 
 def _is_of(score: OurScore, row: VerdictRow) -> bool:
@@ -130,7 +149,7 @@ def _our_lines(compared: ComparedTable, *, with_ssim: bool) -> list[dict[str, An
         name = score.model
         if score.task != score.trained_for and score.trained_for in TASKS:
             name += f" for {TASKS[score.trained_for].title}"
-        about = "same photographs and protocol"
+        about = "same photographs, channel, border and noise"
         if compared.notes:
             about += f"; {'; '.join(compared.notes)}"
         line = ours.setdefault(

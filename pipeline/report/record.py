@@ -43,7 +43,9 @@ def _verdict(line: Mapping[str, Any]) -> dict[str, JSON]:
         **asdict(line["row"]),
         "input": line["input"],
         "compared_by": line["score"],
-        "published": [asdict(each["result"]) for each in line["published"]],
+        "published": [
+            asdict(each["result"]) | {"other_tiling": each["tiling"]} for each in line["published"]
+        ],
         "why_nothing_published": line["why_not"],
         "checks": line["checks"],
     }

@@ -53,7 +53,12 @@ def task_table(
                     if name in row.models
                 },
                 "published": [
-                    {"method": each.method, "psnr": published_psnr(each), "result": each}
+                    {
+                        "method": each.result.method,
+                        "psnr": published_psnr(each.result),
+                        "tiling": each.tiling,
+                        "result": each.result,
+                    }
                     for each in published
                 ],
                 "why_not": why_not,
