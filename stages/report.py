@@ -116,6 +116,7 @@ def _sections(
         "scored_on": scored_on,
         "are_held_out": are_held_out,
         "tasks": task_table.task_table(rows, records, tables),
+        "unscored": task_table.unscored_section(records),
         "verdict": verdict.verdict_section(rows),
         "axis": [{"value": tick, "left": 100 * (tick - low) / (high - low)} for tick in ticks],
         "protocols": protocols,

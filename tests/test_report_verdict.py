@@ -1,5 +1,7 @@
+import json
+
 import pytest
-from report_samples import scores
+from report_samples import scores, small_run
 
 from pipeline.report.verdict import VerdictRow, headline, sentence, smoke_test, verdict_rows
 
@@ -46,10 +48,58 @@ def test_a_large_run_is_no_smoke_test():
 def test_rows_follow_the_order_of_the_tasks():
     def record(task: str, model: str) -> dict:
         means = {"corrupted": scores(18), "restored": scores(20)}
-        test_set = {"mean": means, "images": [1], "skipped": [], "incomplete": False}
+        test_set = {"mean": means, "images": [{"name": "a"}], "skipped": [], "incomplete": False}
         test_set["corrupted_is_given"] = False
         return {"task": task, "model": model, "test_sets": {"b": test_set}}
 
     rows = verdict_rows([record("denoise50", "dncnn"), record("sr2", "finetune")])
 
     assert [each.task for each in rows] == ["sr2", "denoise50"]
+
+
+def test_what_gave_no_score_is_named_with_the_reason(tmp_path):
+    run = small_run(tmp_path)
+    for model, missing in (("finetune", ["Urban100"]), ("dncnn", ["Urban100", "McMaster"])):
+        path = tmp_path / f"evaluate-{model}-denoise30" / "scores.json"
+        record = json.loads(path.read_text()) | {"missing_benchmarks": missing}
+        record["failed"] = {"Kodak24": "no image <could> be used"} if model == "dncnn" else {}
+        path.write_text(json.dumps(record))
+
+    text, _ = run.report()
+
+    assert "Kodak24: incomplete, no score: no image &lt;could&gt; be used" in text
+    assert "not there: Urban100, McMaster" in text
+    record = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert record["unscored"] == {
+        "denoise30": {
+            "failed": {"Kodak24": "no image <could> be used"},
+            "missing": ["Urban100", "McMaster"],
+        }
+    }
+
+
+def test_models_that_met_other_images_are_compared_on_those_that_both_met():
+    def record(model: str, **psnrs: float) -> dict:
+        images = [
+            {"name": name, "corrupted": scores(psnr - 10), "restored": scores(psnr)}
+            for name, psnr in psnrs.items()
+        ]
+        mean = sum(psnrs.values()) / len(psnrs)
+        scored = {
+            "images": images,
+            "mean": {"corrupted": scores(mean - 10), "restored": scores(mean)},
+            "skipped": [],
+            "corrupted_is_given": False,
+            "incomplete": False,
+        }
+        return {"task": "denoise30", "model": model, "test_sets": {"mine": scored}}
+
+    (some,) = verdict_rows([record("finetune", a=30), record("dncnn", a=28, b=20, c=20)])
+    (none,) = verdict_rows([record("finetune", a=30), record("dncnn", b=20)])
+    (all_,) = verdict_rows([record("finetune", a=30, b=20), record("dncnn", a=28, b=20)])
+
+    assert (some.images, some.incomplete) == (1, True)
+    assert some.corrupted == scores(20)  # as IPT's record has it: the first
+    assert (some.ipt, some.dncnn) == (scores(30), scores(28))
+    assert (none.images, none.incomplete, none.dncnn) == (1, True, None)
+    assert (all_.images, all_.incomplete, all_.dncnn) == (2, False, scores(24))

@@ -69,6 +69,19 @@ def task_table(
     return table
 
 
+def unscored_section(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, JSON]]:
+    """By task, the test sets that gave no score, with the reason, and the benchmarks not there."""
+    section: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if record["failed"] or record["missing_benchmarks"]:
+            of_task = section.setdefault(record["task"], {"failed": {}, "missing": []})
+            of_task["failed"] |= record["failed"]
+            of_task["missing"] = list(
+                dict.fromkeys([*of_task["missing"], *record["missing_benchmarks"]])
+            )
+    return {task: section[task] for task in TASKS if task in section}
+
+
 def _checks(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[dict[str, JSON]]]:
     """What was verified of the photographs of each (task, test set) that is a benchmark."""
     return {

@@ -1,7 +1,7 @@
 """What the scores of a run say, in rows and in sentences."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,23 +52,50 @@ class VerdictRow:
 
 def verdict_rows(records: Sequence[Mapping[str, Any]]) -> list[VerdictRow]:
     """Every (task, test set) of the `scores.json` records, in the order of TASKS."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    groups: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for record in records:
-        for test_set, scores in record["test_sets"].items():
-            row = rows.setdefault((record["task"], test_set), {})
-            row["corrupted"] = scores["mean"]["corrupted"]
-            row["images"] = len(scores["images"])
-            row["skipped"] = len(scores["skipped"])
-            row["corrupted_is_given"] = scores["corrupted_is_given"]
-            row["incomplete"] = row.get("incomplete", False) or scores["incomplete"]
-            row[model_of(record)] = scores["mean"]["restored"]
+        for test_set, scored in record["test_sets"].items():
+            groups.setdefault((record["task"], test_set), {})[model_of(record)] = scored
     order = list(TASKS)
     return [
-        VerdictRow(task=task, test_set=test_set, **row)
-        for (task, test_set), row in sorted(
-            rows.items(), key=lambda item: (order.index(item[0][0]), item[0][1])
-        )
+        _row(task, test_set, groups[task, test_set])
+        for task, test_set in sorted(groups, key=lambda each: (order.index(each[0]), each[1]))
     ]
+
+
+def _row(task: str, test_set: str, scored: Mapping[str, Mapping[str, Any]]) -> VerdictRow:
+    """What the models, by name, scored on a test set; where they met other images, on those that
+    all of them met, and where there is none such, the first model alone."""
+    met = [{image["name"] for image in each["images"]} for each in scored.values()]
+    common = set.intersection(*met)
+    if not common:
+        scored = dict([next(iter(scored.items()))])
+        common = met[0]
+    one, *_ = scored.values()
+    means = {name: _mean(each, common) for name, each in scored.items()}
+    return VerdictRow(
+        task=task,
+        test_set=test_set,
+        images=len(common),
+        corrupted=_mean(one, common)["corrupted"],
+        skipped=len(one["skipped"]),
+        corrupted_is_given=one["corrupted_is_given"],
+        incomplete=any(each["incomplete"] for each in scored.values())
+        or any(m != common for m in met),
+        **{name: mean["restored"] for name, mean in means.items()},
+    )
+
+
+def _mean(scored: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Scores]:
+    """The means of the images of these names, before and after."""
+    images = [image for image in scored["images"] if image["name"] in names]
+    if len(images) == len(scored["images"]):
+        mean: Mapping[str, Scores] = scored["mean"]
+        return mean
+    from pipeline.scoring import mean_scores  # it needs torch
+
+    versions = ("corrupted", "restored")
+    return {version: mean_scores([image[version] for image in images]) for version in versions}
 
 
 def model_of(record: Mapping[str, Any]) -> str:
