@@ -138,6 +138,7 @@ def _add_scores(run: Run, stage: str, kind: str, task: Task, pictures: list[dict
     }
     record = {"model": kind, "task": task.name, "protocol": protocol(kind, task.name)}
     record |= {"model_name": "DnCNN" if kind == "dncnn" else "IPT"}
+    record |= {"failed": {}, "missing_benchmarks": []}
     (folder / "scores.json").write_text(json.dumps(record | {"test_sets": test_sets}))
     run.add(
         f"evaluate-{stage}",
