@@ -90,7 +90,7 @@ def _print_published(records: list[Mapping[str, Any]]) -> None:
         for note in compared.notes:
             apart[f"  {table.title}: {note}"] = None
     if rows:
-        print("\npublished, by the same protocol")
+        print("\npublished, for the same photographs, channel, border and noise")
         header = ("task", "benchmark", "PSNR on", "method", "published", "here", "gap", "source")
         print_table(header, rows)
     if apart:

@@ -174,7 +174,7 @@ def test_small_images_of_another_making_make_the_benchmark_incomplete(tmp_path, 
     assert small.startswith("Set5: low-resolution images: expected ")
     printed = capsys.readouterr().out
     assert "5 of 5 INCOMPLETE" in printed
-    assert "published, by the same protocol" not in printed
+    assert "published, for the same photographs, channel, border and noise" not in printed
     assert "bicubic upscaling on Y" in printed.partition("not comparable")[2]
 
 
@@ -187,7 +187,7 @@ def test_other_pictures_by_the_name_of_a_benchmark_are_not_compared(tmp_path, ca
     assert code == 1
     printed = capsys.readouterr().out
     assert "5 of 5 INCOMPLETE" in printed
-    assert "published, by the same protocol" not in printed
+    assert "published, for the same photographs, channel, border and noise" not in printed
     assert "found 0 60×100, 1 60×100, 2 60×100 and 2 more" in printed.partition("not compar")[2]
 
 

@@ -67,12 +67,15 @@ def test_what_gave_no_score_is_named_with_the_reason(tmp_path):
 
     text, _ = run.report()
 
-    assert "Kodak24: incomplete, no score: no image &lt;could&gt; be used" in text
+    assert "Kodak24: incomplete, DnCNN has no score: no image &lt;could&gt; be used" in text
+    assert "Incomplete: some test sets gave no score" in text
     assert "not there: Urban100, McMaster" in text
     record = json.loads((tmp_path / "report" / "report.json").read_text())
     assert record["unscored"] == {
         "denoise30": {
-            "failed": {"Kodak24": "no image <could> be used"},
+            "failed": [
+                {"test_set": "Kodak24", "model": "DnCNN", "reason": "no image <could> be used"}
+            ],
             "missing": ["Urban100", "McMaster"],
         }
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.artifacts import JSON
 
-FORMAT = 1  # raised when a key changes its meaning
+FORMAT = 2  # raised when a key changes its meaning
 AS_THEY_ARE = (
     *("name", "headline", "smoke_test", "trained_on", "scored_on", "are_held_out", "unscored"),
     *("protocols", "sources", "corrupt", "skipped", "rain_layers", "provenance"),

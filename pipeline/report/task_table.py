@@ -9,11 +9,13 @@ from pipeline.published_comparison import ComparedTable
 from pipeline.report.published import published_beside, published_psnr
 from pipeline.report.verdict import (
     MODELS,
+    VERSIONS,
     VerdictRow,
     best_models,
     corrupted_name,
     headline_channel,
     headline_score,
+    model_of,
 )
 from pipeline.tasks import TASKS, Bicubic
 
@@ -69,17 +71,19 @@ def task_table(
     return table
 
 
-def unscored_section(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, JSON]]:
-    """By task, the test sets that gave no score, with the reason, and the benchmarks not there."""
+def unscored_section(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By task, what gave no score, with the model and the reason, and the benchmarks not there."""
     section: dict[str, dict[str, Any]] = {}
     for record in records:
-        if record["failed"] or record["missing_benchmarks"]:
-            of_task = section.setdefault(record["task"], {"failed": {}, "missing": []})
-            of_task["failed"] |= record["failed"]
-            of_task["missing"] = list(
-                dict.fromkeys([*of_task["missing"], *record["missing_benchmarks"]])
-            )
-    return {task: section[task] for task in TASKS if task in section}
+        of_task = section.setdefault(record["task"], {"failed": [], "missing": []})
+        of_task["failed"] += [
+            {"test_set": test_set, "model": VERSIONS[model_of(record)], "reason": reason}
+            for test_set, reason in record["failed"].items()
+        ]
+        of_task["missing"] += [
+            name for name in record["missing_benchmarks"] if name not in of_task["missing"]
+        ]
+    return {task: section[task] for task in TASKS if any(section.get(task, {}).values())}
 
 
 def _checks(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[dict[str, JSON]]]:
