@@ -9,6 +9,7 @@ time, each by one thread.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,38 +18,43 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.measuring import circumstances, processor, table
-from benchmarks.small import RunError, add_options, places, run_recipe, write_page
+from benchmarks.pages import write_page
+from benchmarks.runs import ROOT, RunError
+from benchmarks.small import add_options, places, run_recipe
+from pipeline.config_file import load_config
 from pipeline.tasks import TASKS
 
 TUNED = ("sr2", "derain", "denoise30")
 PRETRAINED, FINETUNED = 7_200, 1_200  # samples: of six tasks, of one
 MORE = FINETUNED + PRETRAINED // 6
-RATE, FINETUNING_RATE = "4.0e-4", "1.0e-4"
+SMALL = load_config(ROOT / "configs" / "small.yaml")
+RATE = SMALL.pretrain.learning_rate
 
 
-def tuning(samples: int = FINETUNED, *, pretrained: bool = True) -> str:
-    """Random weights are trained at the rate of pretraining."""
-    rate = FINETUNING_RATE if pretrained else RATE
-    training = (
-        f"{{pretrained: {str(pretrained).lower()}, samples: {samples}, batch: 24, "
-        f"learning_rate: {rate}, final_learning_rate: 1.0e-6, schedule: cosine, clip_norm: 1.0, "
-        "data: {flips_and_rotations: true}}"
-    )
-    return f"finetune={{{', '.join(f'{task}: {training}' for task in TUNED)}}}"
+def tuning(**changes: object) -> str:
+    """The fine-tuning of SMALL for TUNED alone, shorter and by smaller batches, with changes."""
+    trainings = {
+        task: SMALL.finetune[task].model_dump(exclude_unset=True)
+        | {"samples": FINETUNED, "batch": 24, **changes}
+        for task in TUNED
+    }
+    return f"finetune={json.dumps(trainings)}"
 
 
+# Random weights are trained at the rate of pretraining.
+SCRATCH = {"pretrained": False, "learning_rate": RATE}
 COMMON = (
     *("ipt.features=8", "ipt.encoder_layers=3", "ipt.decoder_layers=3"),
     *(f"pretrain.samples={PRETRAINED}", "pretrain.batch=24", "pretrain.warmup_samples=1200"),
-    *(f"pretrain.learning_rate={RATE}", "pretrain.contrastive.images=4", tuning()),
+    *("pretrain.contrastive.images=4", tuning()),
     *("dncnn={}", "evaluate.benchmarks=null", "evaluate.sigmas=[]"),
     *("runtime.checkpoint_every_steps=100", "runtime.workers=1", "runtime.threads_per_process=1"),
 )
 BASE = "pretrained, λ 0.1, all tasks in a step"
 ARMS: dict[str, tuple[str, ...]] = {
     BASE: (),
-    "not pretrained": (tuning(pretrained=False),),
-    "not pretrained, as many samples of its task": (tuning(MORE, pretrained=False),),
+    "not pretrained": (tuning(**SCRATCH),),
+    "not pretrained, as many samples of its task": (tuning(samples=MORE, **SCRATCH),),
     "λ 0": ("pretrain.contrastive.weight=0",),
     "one task in a step": ("pretrain.tasks_per_step=one",),
 }
@@ -122,7 +128,7 @@ def page_of(
         f"\n\n{table(('arm', *sets), verdicts)}\n"
         "That rule is weak: of two equal arms of two seeds, one in five would show a gap by "
         "chance, so one that stands alone in its row is a hint, no more. What isn't pretrained is "
-        f"trained at the rate of pretraining, {RATE}, instead of {FINETUNING_RATE}. The minutes "
+        f"trained at the rate of pretraining, {RATE:g}, instead of fine-tuning's. The minutes "
         "are those of an arm's trainings and scores, two arms at a time. So short a training says "
         "nothing about a long one.\n"
     )

@@ -23,6 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.pages import write_page
 from pipeline.data.worker_processes import THREAD_VARIABLES, single_threaded_children
 
 if __name__ == "__main__":  # numerical libraries read this when they are imported
@@ -87,9 +88,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="ipt-corrupt-") as folder:
         page, missed = measure(options, Path(folder))
-    print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    write_page(page, options.out)
     for each in missed:
         print(each, file=sys.stderr)
     return 1 if missed else 0

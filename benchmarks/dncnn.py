@@ -14,15 +14,11 @@ import io
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
@@ -31,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.dncnn_curves import SAME, Judged, Point, Training, furthest, judged, page
 from benchmarks.measuring import circumstances, processor
+from benchmarks.pages import write_page
 from benchmarks.plain_dncnn import (
     PARTS,
     PATCH_SIZE,
@@ -40,17 +37,15 @@ from benchmarks.plain_dncnn import (
     Recipe,
 )
 from benchmarks.published_dncnn import images, mean_scores, rows
+from benchmarks.runs import DATA, ROOT, RunError, run_pipeline
+from benchmarks.training_samples import first_batches
 from launch.export import export
-from pipeline.artifacts import write_atomically
 from pipeline.config_file import load_config
-from pipeline.data.loader import training_batches
 from pipeline.data.streams import open_stream
 from pipeline.models.dncnn import DnCNN
 from pipeline.tasks import task_named
 from pipeline.training.objectives import as_images
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
 # A side of what the models in between are measured on: Set12 whole takes as long as training on
 # 400 patches.
 CENTRE = 128
@@ -109,8 +104,8 @@ def pipeline_training(
         "runtime.checkpoint_every_steps": part,
         "runtime.keep_every_steps": part,
     }
-    settings = [f"--set={name}={value}" for name, value in values.items()]
-    run("configs/dncnn.yaml", *settings, "--until", f"dncnn-{TASK}")
+    settings = (f"{name}={value}" for name, value in values.items())
+    run_pipeline("dncnn", settings, "--until", f"dncnn-{TASK}")
     (folder,) = (runs / "dncnn" / f"dncnn-{TASK}").glob("[!.]*")
     told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in told] == recipe.ends
@@ -130,30 +125,10 @@ def batches_of(recipe: Recipe, seed: int, runs: Path) -> Iterator[tuple[Tensor, 
     """What the pipeline trained on in `runs`: clean patches and their noise, batch by batch."""
     (shards,) = (runs / "dncnn" / f"corrupt-{TASK}@train400").glob("[!.]*")
     stream = open_stream(shards, task_named(TASK, clip_noise=False), split="train")
-    training = load_config(ROOT / "configs" / "dncnn.yaml").dncnn[TASK]
-    for batch in training_batches(
-        {TASK: stream},
-        config=training.data,
-        batch=recipe.batch,
-        micro_batch=recipe.batch,
-        seed=seed,
-        tasks_per_step="all",
-        start_step=0,
-        steps=recipe.steps,
-        rank=0,
-        world_size=1,
-        workers=0,
-        device=torch.device("cpu"),
-    ):
+    config = load_config(ROOT / "configs" / "dncnn.yaml", (f"dncnn.{TASK}.batch={recipe.batch}",))
+    for batch in first_batches({TASK: stream}, config.dncnn[TASK], recipe.steps, seed=seed):
         noisy, clean = (as_images(each) for each in batch[TASK])
         yield clean, noisy - clean
-
-
-def run(*arguments: str) -> None:
-    command = [sys.executable, "-m", "launch", "run", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-3000:]}")
 
 
 def fit_in_db(loss: float) -> float:
@@ -259,11 +234,12 @@ def main() -> int:
     machine = f"{processor()}, {os.cpu_count()} cores, load average {load:.1f} at the start"
     apart = furthest(ours[0], same)
     text = page(circumstances(machine), recipe, found, apart, ours=ours, plain=plain)
-    print(text)
-    if options.out is not None:
-        write_atomically(options.out, text)
+    write_page(text, options.out)
     return int(not all(each.agrees for each in found) or not apart <= SAME)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RunError as error:
+        sys.exit(str(error))

@@ -10,6 +10,7 @@ from scipy.stats import t
 from benchmarks.measuring import table
 from benchmarks.plain_dncnn import PARTS, Recipe
 from benchmarks.published_dncnn import rows
+from pipeline.config import DnCNNTrainingConfig
 
 MOST_ERRORS = 4.0  # standard errors: by Student's t of 12 degrees of freedom, one point of 600
 SURE = 0.99  # of the mean over all points, by Student's t of one degree less than seeds
@@ -28,7 +29,7 @@ patches with such an error.
 HEADER = ("point", "pipeline, dB", "plain loop, dB", "difference", "allowed", "agrees")
 
 
-PAPERS_SAMPLES, PAPERS_BATCH = 11_904_000, 128  # as configs/dncnn.yaml
+PAPERS = DnCNNTrainingConfig()
 OPEN = """
 ## What remains open
 
@@ -154,12 +155,11 @@ def shortening(recipe: Recipe) -> str:
 DnCNN at σ 25, grey: depth {recipe.depth}, {recipe.features} features. DnCNN-S has 17 and 64, with
 which both sides still predict nothing (20.17 dB) after 120 such steps: curves that would say
 little. On one side configs/dncnn.yaml through the stages source, corrupt and dncnn; on the other a
-loop written down
-by itself, with its own network, crops, orientations, noise, loss and PyTorch's Adam. Shortened, on
-both sides: {samples:,} samples instead of {PAPERS_SAMPLES:,}, batches of {recipe.batch} instead
-of {PAPERS_BATCH} (also behind batch-norm statistics), so {recipe.steps} steps; the rate falls at
-60% of them, as ever. The pipeline's crops are cut once and each is used at most once; the plain
-loop's are drawn anew.
+loop written down by itself, with its own network, crops, orientations, noise, loss and PyTorch's
+Adam. Shortened, on both sides: {samples:,} samples instead of {PAPERS.samples:,}, batches of
+{recipe.batch} instead of {PAPERS.batch} (also behind batch-norm statistics), so {recipe.steps}
+steps; the rate falls at 60% of them, as ever. The pipeline's crops are cut once and each is used at
+most once; the plain loop's are drawn anew.
 
 Models are measured in evaluation mode, with their running statistics, as the published figures
 were: noise of σ 25, not clipped, numpy's seed 0 for each image, results rounded to 8 bits. The

@@ -35,6 +35,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.modes import MODES, Agreement, Mode, built, compare, set_tf32
 from benchmarks.official_code import SIZES, check_checkout
+from benchmarks.pages import write_page
 from pipeline.data.noise import noisy
 from pipeline.model_configs import IPTConfig
 from pipeline.models.ipt import IPT
@@ -134,9 +135,8 @@ def main() -> int:
     if loop or notes:
         page += f"\n{page_of_loop(loop, notes)}"
     page += "".join(f"\n{each}\n" for each in slower)
-    print(page)
+    write_page(page, options.out)
     if options.out is not None:
-        options.out.write_text(page)
         record = {"device": device_name(device), "agreement": [asdict(each) for each in agreements]}
         record |= {"measured": [asdict(each) for each in measured]}
         record |= {"loop": [asdict(each) for each in loop], "notes": notes}

@@ -22,6 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.pages import write_page
 from pipeline.artifacts import open_artifact, verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,9 +65,7 @@ def main() -> int:
             print(failure, file=sys.stderr)
             return 1
     page = page_of(kills, ends, shards)
-    print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    write_page(page, options.out)
     return 0
 
 

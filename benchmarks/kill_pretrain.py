@@ -24,6 +24,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.pages import write_page
 from benchmarks.process_tree import kill_tree
 from pipeline.artifacts import open_artifact, verify
 from pipeline.training.checkpoint_names import checkpoint_name, step_of
@@ -98,9 +99,7 @@ def main() -> int:
             print(failure, file=sys.stderr)
             return 1
     page = page_of(kills, ends)
-    print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    write_page(page, options.out)
     return 0
 
 

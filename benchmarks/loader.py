@@ -21,6 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.pages import write_page
 from pipeline.data.worker_processes import THREAD_VARIABLES
 
 if __name__ == "__main__":  # numerical libraries read this when they are imported
@@ -93,9 +94,7 @@ def main() -> int:
             memory(streams["npy"], options.batches, missed),
         ]
     page = "\n".join([*parts, *(f"Missed: {each}\n" for each in missed)])
-    print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    write_page(page, options.out)
     return 1 if missed else 0
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.measuring import circumstances, processor, table
-from pipeline.artifacts import write_atomically
+from benchmarks.pages import write_page
 from pipeline.metrics import psnr, quantise, ssim
 from pipeline.models.hub import ModelFileError
 from pipeline.models.published_dncnn import read_published_dncnn
@@ -223,9 +223,7 @@ def main() -> int:
             sys.exit(str(error))
         print(*cells(scores[-1]), sep="  ", file=sys.stderr, flush=True)
     text = page([cells(each) for each in scores])
-    print(text)
-    if arguments.out is not None:
-        write_atomically(arguments.out, text)
+    write_page(text, arguments.out)
     return int(not all(each.agrees for each in scores))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.measuring import circumstances, processor, table
+from benchmarks.pages import write_page
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = "tests/test_slurm_faults.py"
@@ -44,9 +45,7 @@ def main() -> int:
         records.append(record)
         print(f"run {len(records)}: {summary(record)}", file=sys.stderr, flush=True)
     page = page_of(records)
-    print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    write_page(page, options.out)
     return int(any(failed(record) for record in records))
 
 

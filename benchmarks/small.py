@@ -9,30 +9,24 @@ It goes on where it stopped, as any run. `--set` comes after the cuts, and may u
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import circumstances, processor, table
-from pipeline.tasks import TASKS
+from benchmarks.pages import write_page
+from benchmarks.runs import DATA, ROOT, RunError, run_pipeline
+from pipeline.tasks import PUBLISHED_ORDER, TASKS
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
-TRAININGS = ("sr2", "sr3", "sr4", "derain", "denoise30", "denoise50")
 # Steps of half the batch: in an hour, their number counts for more than their quiet.
 CUTS = (
     *("pretrain.samples=18000", "pretrain.warmup_samples=1200", "pretrain.batch=24"),
     "pretrain.contrastive.images=4",
-    *(f"finetune.{task}.{cut}" for task in TRAININGS for cut in ("samples=1200", "batch=24")),
+    *(f"finetune.{task}.{cut}" for task in PUBLISHED_ORDER for cut in ("samples=1200", "batch=24")),
     *("dncnn={}", "evaluate.sigmas=[]"),
     *("runtime.checkpoint_every_steps=100", "runtime.threads_per_process=2"),
 )
-
-
-class RunError(Exception):
-    """A run that ended otherwise than well."""
 
 
 def main() -> int:
@@ -68,12 +62,9 @@ def run_recipe(overrides: Sequence[str], runs: Path) -> dict[str, Any]:
 
     Raises RunError where the run fails.
     """
-    command = [sys.executable, "-m", "launch", "run", "configs/small.yaml"]
-    command += [part for each in (*overrides, f"runtime.runs={runs}") for part in ("--set", each)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    page = re.search(r"^report +(\S.*report\.html)$", done.stdout, re.MULTILINE)
-    if done.returncode or page is None:
-        raise RunError(f"{command}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+    printed = run_pipeline("small", [*overrides, f"runtime.runs={runs}"])
+    page = re.search(r"^report +(\S.*report\.html)$", printed, re.MULTILINE)
+    assert page is not None, printed
     record: dict[str, Any] = json.loads((ROOT / page[1]).with_suffix(".json").read_text())
     return record
 
@@ -123,12 +114,6 @@ def cost_rows(record: Mapping[str, Any], trained: Mapping[str, str]) -> Iterable
             others[stage["kind"]] = others.get(stage["kind"], 0) + stage["seconds"]
     for kind, seconds in others.items():
         yield [kind, f"{seconds / 60:.1f}", ""]
-
-
-def write_page(page: str, out: Path | None) -> None:
-    print(page)
-    if out is not None:
-        out.write_text(page)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import circumstances, processor, table
+from benchmarks.pages import write_page
 from pipeline.config import TestSetConfig
 from pipeline.config_file import load_config
 from pipeline.corruptions.keyed import generator
@@ -56,9 +57,7 @@ def main() -> int:
     header = ["model", "task", "images", *TILINGS, "official − overlap"]
     note = "PSNR of RGB, in dB, mean over images.\n\n"
     page = f"# Tilings\n\n{circumstances(processor())}\n{note}{table(header, rows)}"
-    print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    write_page(page, options.out)
     return 0
 
 

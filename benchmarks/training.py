@@ -20,6 +20,7 @@ from statistics import median, quantiles
 if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, not the checkout
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.pages import write_page
 from pipeline.data.worker_processes import THREAD_VARIABLES
 
 if __name__ == "__main__":  # numerical libraries read this when they are imported
@@ -110,9 +111,7 @@ def main() -> int:
             f"{verdict}\n",
         ]
     )
-    print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    write_page(page, options.out)
     return 1 if is_missed else 0
 
 

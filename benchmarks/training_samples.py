@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.config import PretrainConfig, Runtime
+from pipeline.config import PretrainConfig, Runtime, TrainingConfig
 from pipeline.corruptions.apply import corrupt
 from pipeline.corruptions.keyed import generator
 from pipeline.corruptions.rain import render_layer
@@ -202,12 +202,12 @@ def built(size: IPTSize, config: PretrainConfig, runtime: Runtime) -> IPT:
 
 
 def first_batches(
-    streams: Mapping[str, Stream], config: PretrainConfig, count: int
+    streams: Mapping[str, Stream], config: TrainingConfig, count: int, *, seed: int = SEED
 ) -> Sequence[Batch]:
     """Those that a training of one process and one micro-batch a step begins with, on the CPU."""
     place = Place(rank=0, world_size=1, micro_batch=config.batch, accumulation=1, steps=count)
     cpu = torch.device("cpu")
-    return list(_batches(streams, place, cpu, config=config, seed=SEED, workers=0))
+    return list(_batches(streams, place, cpu, config=config, seed=seed, workers=0))
 
 
 def bare_stepper(model: IPT, config: PretrainConfig) -> Callable[[Sequence[Batch]], Ticks]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import report_samples
 from data_samples import imported_by
-from report_samples import Run, scores
+from report_samples import Run, cbsd68, scores
 
 from pipeline.graph import StageError
 from pipeline.report.facts import trained_on
@@ -155,19 +155,22 @@ def test_photographs_trained_on_are_those_in_training_shards(small_run):
     assert trained_on([], source) == 0
 
 
+def become_cbsd68(record: dict) -> None:
+    """The test set of its own becomes the benchmark, whole."""
+    mine = record["test_sets"].pop("mine")
+    images = mine["images"] * 68
+    record["test_sets"]["CBSD68"] = mine | {"images": images, "benchmark": cbsd68()}
+
+
 @pytest.mark.parametrize("is_given", [False, True])
 def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run, is_given):
-    for name in ("finetune-denoise30", "dncnn-denoise30"):
-        path = small_run.root / f"evaluate-{name}" / "scores.json"
-        record = json.loads(path.read_text())
-        mine = record["test_sets"].pop("mine")
-        record["test_sets"]["CBSD68"] = mine | {
-            "images": mine["images"] * 68,
-            "benchmark": {"name": "CBSD68", "images": 68, "layout": "", "checks": []},
-            "corrupted_is_given": is_given,
-            "noise": "of given files" if is_given else "clipped",
-        }
-        path.write_text(json.dumps(record))
+    for name in ("finetune", "dncnn"):
+        with small_run.changing_scores(name) as record:
+            become_cbsd68(record)
+            record["test_sets"]["CBSD68"] |= {
+                "corrupted_is_given": is_given,
+                "noise": "of given files" if is_given else "clipped",
+            }
 
     text, _ = small_run.report()
 
@@ -192,17 +195,11 @@ def test_our_scores_stand_in_a_published_table_only_under_its_protocol(small_run
 
 
 def test_tiles_joined_alike_are_no_difference(small_run):
-    for name in ("finetune-denoise30", "dncnn-denoise30"):
-        path = small_run.root / f"evaluate-{name}" / "scores.json"
-        record = json.loads(path.read_text())
-        mine = record["test_sets"].pop("mine")
-        record["test_sets"]["CBSD68"] = mine | {
-            "images": mine["images"] * 68,
-            "benchmark": {"name": "CBSD68", "images": 68, "layout": "", "checks": []},
-        }
-        if name == "finetune-denoise30":
-            record["protocol"]["tiling"] = "official"
-        path.write_text(json.dumps(record))
+    for name in ("finetune", "dncnn"):
+        with small_run.changing_scores(name) as record:
+            become_cbsd68(record)
+            if name == "finetune":
+                record["protocol"]["tiling"] = "official"
 
     text, _ = small_run.report()
 
@@ -210,13 +207,10 @@ def test_tiles_joined_alike_are_no_difference(small_run):
 
 
 def test_a_photograph_counts_once_at_however_many_levels_it_is_scored(small_run):
-    path = small_run.root / "evaluate-finetune-denoise30" / "scores.json"
-    record = json.loads(path.read_text())
-    benchmark = {"name": "CBSD68", "images": 68, "layout": "", "checks": []}
-    scored = record["test_sets"].pop("mine") | {"benchmark": benchmark}
     names = ("CBSD68", "CBSD68-sigma10", "CBSD68-sigma70")
-    record["test_sets"] = dict.fromkeys(names, scored)
-    path.write_text(json.dumps(record))
+    with small_run.changing_scores("finetune") as record:
+        scored = record["test_sets"].pop("mine") | {"benchmark": cbsd68()}
+        record["test_sets"] = dict.fromkeys(names, scored)
 
     text, _ = small_run.report()
 
@@ -246,11 +240,9 @@ def test_a_run_without_evaluations_still_has_a_page(tmp_path):
 
 
 def test_infinite_psnr_is_shown_as_such(small_run):
-    path = small_run.root / "evaluate-finetune-denoise30" / "scores.json"
-    record = json.loads(path.read_text())
     equal = {"psnr_rgb": None, "psnr_y": None, "ssim_rgb": 1.0, "ssim_y": 1.0}
-    record["test_sets"]["mine"]["mean"]["restored"] = equal
-    path.write_text(json.dumps(record))
+    with small_run.changing_scores("finetune") as record:
+        record["test_sets"]["mine"]["mean"]["restored"] = equal
 
     text, _ = small_run.report()
 
@@ -277,13 +269,13 @@ def test_what_was_verified_of_a_benchmark_stands_beside_its_name(small_run, stat
         {"what": what, "state": state, "expected": "1", "found": "2"}
         for what, state in states.items()
     ]
-    for name in ("finetune-denoise30", "dncnn-denoise30"):
-        path = small_run.root / f"evaluate-{name}" / "scores.json"
-        record = json.loads(path.read_text())
-        is_incomplete = "differs" in states.values()
-        benchmark = {"name": "CBSD68", "images": 68, "layout": "", "checks": checks}
-        record["test_sets"]["mine"] |= {"benchmark": benchmark, "incomplete": is_incomplete}
-        path.write_text(json.dumps(record))
+    is_incomplete = "differs" in states.values()
+    for name in ("finetune", "dncnn"):
+        with small_run.changing_scores(name) as record:
+            record["test_sets"]["mine"] |= {
+                "benchmark": cbsd68(checks),
+                "incomplete": is_incomplete,
+            }
 
     text, _ = small_run.report()
 

@@ -66,22 +66,20 @@ def verdict_rows(records: Sequence[Mapping[str, Any]]) -> list[VerdictRow]:
 def _row(task: str, test_set: str, scored: Mapping[str, Mapping[str, Any]]) -> VerdictRow:
     """What the models, by name, scored on a test set; where they met other images, on those that
     all of them met, and where there is none such, the first model alone."""
-    met = [{image["name"] for image in each["images"]} for each in scored.values()]
-    common = set.intersection(*met)
-    if not common:
-        scored = dict([next(iter(scored.items()))])
-        common = met[0]
-    one, *_ = scored.values()
-    means = {name: _mean(each, common) for name, each in scored.items()}
+    met = {name: {image["name"] for image in each["images"]} for name, each in scored.items()}
+    first = next(iter(scored))
+    common = set.intersection(*met.values())
+    compared = scored if common else {first: scored[first]}
+    common = common or met[first]
+    means = {name: _mean(each, common) for name, each in compared.items()}
     return VerdictRow(
         task=task,
         test_set=test_set,
         images=len(common),
-        corrupted=_mean(one, common)["corrupted"],
-        skipped=len(one["skipped"]),
-        corrupted_is_given=one["corrupted_is_given"],
-        incomplete=any(each["incomplete"] for each in scored.values())
-        or any(m != common for m in met),
+        corrupted=means[first]["corrupted"],
+        skipped=len(scored[first]["skipped"]),
+        corrupted_is_given=scored[first]["corrupted_is_given"],
+        incomplete=any(each["incomplete"] or met[name] != common for name, each in scored.items()),
         **{name: mean["restored"] for name, mean in means.items()},
     )
 
