@@ -3,7 +3,7 @@
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -61,10 +61,11 @@ def web_server(
     *,
     faults: Mapping[str, list[str]] | None = None,
     headers: Mapping[str, str] | None = None,
+    before: Callable[[str], object] = lambda path: None,
 ) -> Iterator[tuple[str, list[str]]]:
     """(address, paths asked for so far). The first answers for a path are its `faults`, in order:
     a status such as 503, "cut" (fewer bytes than announced), "flip" (a byte altered), "hang" (no
-    more of them for a while); then files.
+    more of them for a while); then files. `before` is called with a path before each answer.
     """
     asked: list[str] = []
     waiting = {path: list(each) for path, each in (faults or {}).items()}
@@ -72,6 +73,7 @@ def web_server(
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
+            before(self.path)
             fault = waiting[self.path].pop(0) if waiting.get(self.path) else ""
             status = int(fault) if fault.isdigit() else 200 if self.path in files else 404
             content = files.get(self.path, b"") if status == 200 else b""

@@ -1,5 +1,7 @@
 import base64
 import hashlib
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from source_samples import (
 )
 
 from pipeline.data import downloads
-from pipeline.data.downloads import ATTEMPTS, download
+from pipeline.data.downloads import AT_ONCE, ATTEMPTS, download
 from pipeline.data.source import SourceError
 from pipeline.data.source_index import SourceIndex
 from pipeline.graph import StageError
@@ -42,12 +44,61 @@ def test_tars_behind_urls_are_downloaded_once_and_read_where_they_are(tmp_path: 
     with web_server(FILES) as (address, asked):
         artifact = listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out")
 
-    assert asked == ["/set/0.tar", "/set/1.tar"]
+    assert sorted(asked) == ["/set/0.tar", "/set/1.tar"]
     artifact.folder.rename(tmp_path / "moved")
     index = SourceIndex(tmp_path / "moved", artifact.manifest.summary["root"])
     assert contents_of(index) == EXPECTED
     sealed = {file.path: file.bytes for file in artifact.manifest.files}
     assert sorted(sealed.values())[-2:] == sorted(map(len, FILES.values()))
+
+
+def test_some_are_downloaded_at_a_time_and_no_more(tmp_path: Path) -> None:
+    files = {f"/set/{number}.tar": b"content" for number in range(3 * AT_ONCE)}
+    meeting = threading.Barrier(AT_ONCE)  # nobody is answered before all of these are here
+    counts: list[int] = []
+
+    with web_server(files, before=lambda _: meeting.wait(timeout=20)) as (address, asked):
+        urls = [address + path for path in files]
+        paths = download([*urls, urls[0]], tmp_path, progress=counts.append)
+
+    assert all(path.read_bytes() == b"content" for path in paths)
+    assert sorted(asked) == sorted(files)
+    assert counts == list(range(1, len(urls) + 2))
+
+
+def test_once_one_has_failed_those_under_way_are_brought_to_their_end(tmp_path: Path) -> None:
+    files = {f"/set/{number}.tar": b"content" for number in range(1, 4 * AT_ONCE)}
+
+    def slowly(path: str) -> None:
+        if path in files:
+            time.sleep(0.5)
+
+    with web_server(files, before=slowly) as (address, asked):
+        urls = [f"{address}/set/{number}.tar" for number in range(4 * AT_ONCE)]
+        with pytest.raises(SourceError, match=r"0.tar: the server answers 404"):
+            download(urls, tmp_path, progress=lambda done: None)
+
+    made = {path.name for path in tmp_path.rglob("*.tar")}
+    assert made == {path.rpartition("/")[2] for path in asked} - {"0.tar"}
+    assert {f"{number}.tar" for number in range(1, AT_ONCE)} <= made
+    assert len(made) < len(files)
+
+
+def test_an_interrupted_download_ends_soon_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    files = {f"/set/{number}.tar": bytes(2**16) for number in range(2)}
+
+    def interrupted(done: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    def late(path: str) -> None:
+        if path == "/set/1.tar":
+            time.sleep(1)
+
+    with web_server(files, before=late) as (address, _), pytest.raises(KeyboardInterrupt):
+        download([address + path for path in files], tmp_path, progress=interrupted)
+
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["0.tar"]
 
 
 def test_shards_are_made_from_downloaded_tars(tmp_path: Path) -> None:
@@ -63,7 +114,7 @@ def test_a_server_that_recovers_is_asked_again(tmp_path: Path, fault: str) -> No
         paths = downloaded(address, tmp_path)
 
     assert [path.read_bytes() for path in paths] == list(FILES.values())
-    assert asked == ["/set/0.tar"] + 3 * ["/set/1.tar"]
+    assert sorted(asked) == ["/set/0.tar"] + 3 * ["/set/1.tar"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +151,7 @@ def test_a_server_that_falls_silent_is_asked_again(
         paths = downloaded(address, tmp_path)
 
     assert [path.read_bytes() for path in paths] == list(FILES.values())
-    assert asked == ["/set/0.tar", "/set/0.tar", "/set/1.tar"]
+    assert sorted(asked) == ["/set/0.tar", "/set/0.tar", "/set/1.tar"]
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -166,7 +217,7 @@ def test_an_announced_checksum_is_checked(tmp_path: Path, header: tuple[str, str
         paths = downloaded(address, tmp_path)
 
     assert [path.read_bytes() for path in paths] == [content, content]
-    assert asked == ["/set/0.tar", "/set/0.tar", "/set/1.tar"]
+    assert sorted(asked) == ["/set/0.tar", "/set/0.tar", "/set/1.tar"]
 
 
 def test_a_checksum_that_is_none_is_ignored(tmp_path: Path) -> None:

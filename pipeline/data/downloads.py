@@ -1,11 +1,12 @@
-"""Brings files from web servers, each once and whole, or says why not."""
+"""Brings files from web servers, several at a time, each once and whole, or says why not."""
 
 import base64
 import binascii
 import hashlib
 import logging
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.data.source import SourceError
 logger = logging.getLogger(__name__)
 
 DOWNLOADS_FOLDER = "downloads"
+AT_ONCE = 4  # connections: one alone seldom gets all that a line carries
 ATTEMPTS = 5
 BACKOFF_SECONDS = 2.0
 SILENCE_SECONDS = 60.0  # after which a connection counts as broken
@@ -36,21 +38,37 @@ class Refused(Exception):  # noqa: N818 - by the server
     """What further attempts won't change."""
 
 
+class DownloadCancelled(Exception):  # noqa: N818 - told to stop, not failed
+    """What was begun is discarded."""
+
+
 def download(urls: Sequence[str], folder: Path, *, progress: Callable[[int], None]) -> list[Path]:
     """The files of `urls` below `folder`; those that are there from an earlier run stay.
 
     A file is there under its name only if it has every byte that the server announced, and the
-    checksum if it announced one. What other addresses left in `folder` is deleted.
+    checksum if it announced one. What other addresses left in `folder` is deleted. Where one fails,
+    those under way are brought to their end.
     """
     paths = [_path_of(url, folder) for url in urls]
     for left in sorted(folder.glob("*/*")):
         if left not in paths:
             left.unlink()
-    for number, (url, path) in enumerate(zip(urls, paths, strict=True)):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(url, path)
-        progress(number + 1)
+    missing = {path: url for url, path in zip(urls, paths, strict=True) if not path.exists()}
+    cancelled = threading.Event()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        fetches = [pool.submit(_fetch, url, path, cancelled) for path, url in missing.items()]
+        try:
+            progress(len(urls) - len(fetches))
+            for number, fetch in enumerate(as_completed(fetches), start=1):
+                fetch.result()
+                progress(len(urls) - len(fetches) + number)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, Exception):
+                logger.warning("%s; those under way are brought to their end", error)
+            else:  # interrupted: nobody wants to wait
+                cancelled.set()
+            raise
     return paths
 
 
@@ -62,14 +80,20 @@ def _path_of(url: str, folder: Path) -> Path:
     return folder / digest.hexdigest()[:12] / unquote(name).replace("/", "_")
 
 
-def _fetch(url: str, path: Path) -> None:
+def _fetch(url: str, path: Path, cancelled: threading.Event) -> None:
+    def pause(seconds: float) -> None:
+        if cancelled.wait(seconds):
+            raise DownloadCancelled(url)
+
     def attempt() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             for chunk in http_chunks(url):
+                pause(0)
                 file.write(chunk)
 
     try:
-        persistently(attempt, url, backoff_seconds=BACKOFF_SECONDS)
+        persistently(attempt, url, backoff_seconds=BACKOFF_SECONDS, pause=pause)
     except BrokenOff as error:
         raise SourceError(
             f"{url}: {error}. Files that are complete are kept; run the same command again once "
@@ -84,7 +108,7 @@ def persistently(
     url: str,
     *,
     backoff_seconds: float,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None],
 ) -> None:
     """Make `attempt` until it succeeds; BrokenOff says why the last of ATTEMPTS did not.
 
