@@ -118,11 +118,17 @@ class Measured:
     samples: int
     skipped: int
     seconds: float  # of CPU
+    decoding: float  # CPU seconds of a photograph, timed in turn
     bytes: int
 
     @property
     def rate(self) -> float:
         return self.samples / self.seconds
+
+    @property
+    def share_of_decoding(self) -> float:
+        """Of the rate that would be reached if decoding were all."""
+        return self.rate * self.decoding / self.crops
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,10 +105,11 @@ TASKS: dict[str, Task] = {
             name="gaussian_blur", title="Gaussian blur", corruption=GaussianBlur(sigma=(0.2, 3.0))
         ),
         # From hardly visible to half of a 48-pixel patch; measured kernels have 13 to 27 pixels.
+        # Whole numbers, so that every worker soon has all kernels.
         Task(
             name="motion_blur",
             title="Motion blur",
-            corruption=MotionBlur(length=(5.0, 25.0), angle=(0.0, 180.0)),
+            corruption=MotionBlur(length=(5, 25), angle=(0, 179)),
         ),
         # DnCNN's own recipe.
         Task(

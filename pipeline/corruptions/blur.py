@@ -19,6 +19,7 @@ from pipeline.corruptions.bicubic import cut
 BITS = 20
 UNIT = 2**BITS
 GAUSSIAN_RADIUS = 10  # Real-ESRGAN's kernels are at most 21 pixels wide
+KERNELS_KEPT = 4096  # of motion, at most 10 kB each: whole pixels and degrees have fewer
 BLOCK = 24  # outputs of one matrix: dense enough for BLAS, and few zeros
 
 
@@ -33,6 +34,7 @@ def gaussian_kernel(sigma: float) -> NDArray[np.int32]:
     return _normalised(np.exp(-0.5 * (distances / sigma) ** 2))
 
 
+@lru_cache(maxsize=KERNELS_KEPT)
 def motion_kernel(length: float, angle: float) -> NDArray[np.int32]:
     """MATLAB's `fspecial('motion', length, angle)`, padded to an odd square; antialiased.
 
@@ -58,7 +60,9 @@ def motion_kernel(length: float, angle: float) -> NDArray[np.int32]:
     np.subtract(half, along, along)
     np.hypot(distance, along, out=distance, where=is_at_end)
     np.subtract(1, distance, distance)
-    return _normalised(np.maximum(distance, 0, out=distance))
+    kernel = _normalised(np.maximum(distance, 0, out=distance))
+    kernel.flags.writeable = False  # whoever asks next gets the same one
+    return kernel
 
 
 def blur_both_ways(
