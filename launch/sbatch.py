@@ -1,5 +1,6 @@
 """The batch script of a stage: stage.sbatch.j2 filled in from the run and the cluster."""
 
+import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("stage.sbatch.j2")
 PROGRAM = Path(__file__).with_name("stage.py")
 SLURM_FOLDER = "slurm"  # in the run's folder
+SECONDS_TO_BEGIN = 600  # of a training, before its own watchdog does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +96,18 @@ def render(stage: Stage, place: Place) -> str:
         command=_command(stage, place, launcher),
         seconds_before_limit=cluster.seconds_before_limit,
         hung_after_seconds=cluster.hung_after_seconds,
+        first_sign_seconds=_first_sign_seconds(stage, place),
         starts_without_progress=cluster.starts_without_progress,
     )
+
+
+def _first_sign_seconds(stage: Stage, place: Place) -> int:
+    """After which a stage without any sign of life hangs. A training is given the time for its
+    first step by its own watchdog, which knows more, and comes first."""
+    hung = place.cluster.hung_after_seconds
+    if stage.launch != "distributed":
+        return hung
+    return max(hung, math.ceil(place.config.runtime.first_step_seconds) + SECONDS_TO_BEGIN)
 
 
 @cache

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
@@ -35,6 +35,8 @@ from pipeline.locks import writing
 from stages.recipe import build_graph
 
 logger = logging.getLogger(__name__)
+
+SECONDS_UNTIL_SEEN = 120.0
 
 
 def run_stage(
@@ -88,32 +90,26 @@ def run_stage(
         seconds = time.monotonic() - began
         if summary is None or not is_writer:
             return None
-        artifact = _sealed(resolved, inputs, summary, seconds=seconds)
+        artifact = _sealed(resolved, job, summary, seconds=seconds)
         logger.info("%s done in %.1f s", stage.name, seconds)
         return artifact
 
 
-def _sealed(
-    resolved: Resolved,
-    inputs: Mapping[str, Artifact],
-    summary: dict[str, JSON],
-    *,
-    seconds: float,
-) -> Artifact:
+def _sealed(resolved: Resolved, job: Job, summary: dict[str, JSON], *, seconds: float) -> Artifact:
     """Seal what a stage has made; two parts of an array may have found it whole at once."""
-    stage, folder = resolved.stage, resolved.folder
-    assert folder is not None
-    assert resolved.fingerprint is not None
-    with writing(folder, name=".lock-seal", patience=math.inf):
-        return open_artifact(folder) or seal(
-            folder,
+    stage = resolved.stage
+    with writing(job.folder, name=".lock-seal", patience=math.inf):
+        return open_artifact(job.folder) or seal(
+            job.folder,
             stage=stage.name,
             version=stage.version,
-            fingerprint=resolved.fingerprint,
+            fingerprint=job.fingerprint,
             config=stage.config.model_dump(mode="json"),
-            inputs={role: artifact.identity for role, artifact in inputs.items()},
+            inputs={role: artifact.identity for role, artifact in job.inputs.items()},
             summary=summary,
             seconds=seconds,
+            known=job.digests,
+            progress=lambda done, total: job.progress(done, total, "files sealed"),
         )
 
 
@@ -175,6 +171,25 @@ def resolve_with_inputs(
         assert artifact is not None
         inputs[role] = artifact
     return known[stage.name], inputs
+
+
+def _once_inputs_are_seen(
+    graph: Graph, stage: Stage, run_folder: Path
+) -> tuple[Resolved, dict[str, Artifact]]:
+    """`resolve_with_inputs`; a job of SLURM looks again for a while, because a network file system
+    may show a node only after a minute what another one has made."""
+    patience = SECONDS_UNTIL_SEEN if "SLURM_JOB_ID" in os.environ else 0.0
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return resolve_with_inputs(graph, stage, run_folder)
+        except StageError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(min(1.0, patience / 10))
+        for path in [run_folder, *run_folder.glob("*/"), *run_folder.glob("*/*/")]:
+            with suppress(OSError):
+                os.listdir(path)  # makes the file system ask its server again
 
 
 def set_threads(runtime: Runtime) -> None:
@@ -249,8 +264,10 @@ def _run_named(
         raise ConfigError(f"--parts {part[1]}: {stage_name} is not shared out in parts")
     set_threads(config.runtime)
     try:
-        resolved, inputs = resolve_with_inputs(graph, stage, config.runtime.runs / config.name)
+        resolved, inputs = _once_inputs_are_seen(graph, stage, config.runtime.runs / config.name)
     except StageError as error:
+        if "SLURM_JOB_ID" in os.environ:  # which has begun it because they are done
+            raise
         raise ConfigError(
             f"{error}\nmake them with: {run_command(config_arguments, '--before', stage_name)}"
         ) from None

@@ -30,13 +30,14 @@ SECONDS_BETWEEN_CHECKS = GRACE_SECONDS / 3
 
 
 def touching(file: Path, progress: Progress) -> Progress:
-    """`progress` that also touches a file, whose age then says how long nothing has moved."""
-    touched = 0.0
+    """`progress` that also touches a file, whose age then says how long nothing has moved: stages
+    tell their progress while there is none, too."""
+    touched, told = 0.0, None
 
     def both(done: int, total: int, note: str = "") -> None:
-        nonlocal touched
-        if time.monotonic() - touched > SECONDS_BETWEEN_SIGNS:
-            touched = time.monotonic()
+        nonlocal touched, told
+        if (done, note) != told and time.monotonic() - touched > SECONDS_BETWEEN_SIGNS:
+            touched, told = time.monotonic(), (done, note)
             file.touch()
         progress(done, total, note)
 

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import math
 import os
 import signal
 import sys
@@ -115,13 +116,15 @@ class PlainProgress:
     def __init__(self, name: str) -> None:
         self.name = name
         self.began = time.monotonic()
-        self.first: int | None = None  # where this execution took up the work
+        self.first = 0  # where this execution took up the work
+        self.done = math.inf
         self.printed = self.began
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if self.first is None:
-            self.first = done
         now = time.monotonic()
+        if done < self.done:  # the first work, or another
+            self.first, self.began = done, now
+        self.done = done
         if now - self.printed < SECONDS_BETWEEN_LINES and done < total:
             return
         self.printed = now

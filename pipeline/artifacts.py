@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -153,27 +153,30 @@ def seal(
     inputs: Mapping[str, str],
     summary: dict[str, JSON],
     seconds: float,
+    known: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Artifact:
     """Hash every file of `folder` and write its manifest: from then on the stage is done.
 
-    ArtifactError where another run has taken over the right to write there.
+    `known` has the SHA-256 of files, by their paths in `folder`, whose writer has taken it: they
+    are not read again. ArtifactError where another run has taken over the right to write there.
     """
     check_owner(folder)
-    files = tuple(
-        SealedFile(
-            path=path.relative_to(folder).as_posix(),
-            bytes=path.stat().st_size,
-            sha256=file_digest(path),
-        )
-        for path in files_to_seal(folder)
-    )
+    known = known or {}
+    paths = list(files_to_seal(folder))
+    files = []
+    for number, path in enumerate(paths):
+        name = path.relative_to(folder).as_posix()
+        digest = known.get(name) or file_digest(path)
+        files.append(SealedFile(path=name, bytes=path.stat().st_size, sha256=digest))
+        progress(number + 1, len(paths))
     manifest = Manifest(
         stage=stage,
         version=version,
         fingerprint=fingerprint,
         config=config,
         inputs=dict(inputs),
-        files=files,
+        files=tuple(files),
         summary=summary,
         provenance=_provenance(seconds),
     )

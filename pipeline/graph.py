@@ -42,6 +42,9 @@ class Job:
     runtime: Runtime
     progress: Progress = report_nothing
     part: tuple[int, int] = (0, 1)  # part i of n, of an array stage
+    # SHA-256 by path in the folder, where the stage took it while it wrote: what may be terabytes
+    # is not read again to be sealed.
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,12 @@ def _acquire(path: Path, *, shared: bool, patience: float) -> _Lock:
                 f"{path.parent}: a newer copy of this job was here ({record}); this one, which "
                 "SLURM has given up, writes nothing"
             )
-        return _Lock(path=path, file=file, record=_write(file, shared=shared))
+        lock = _Lock(path=path, file=file, record=_write(file, shared=shared))
+        if not shared and _restarts_since(record) > 0:
+            # On some network file systems a lock holds for one machine, and the older copy goes on.
+            time.sleep(GRACE_SECONDS)
+            lock.check()
+        return lock
 
 
 def _take_over(path: Path) -> _Lock:

@@ -128,6 +128,7 @@ def run(job: Job, task: Task, *, most_skipped: float) -> dict[str, JSON] | None:
             f"{error.filename or settings.folder}: {error.strerror or error}. Finished shards are "
             "kept; once this is mended (disk full: free some space), run the same command again"
         ) from error
+    job.digests.update({f"shards/{each.file}": each.sha256 for each in done.values()})
     return _summary(job, task, done, replace(skipping, kinds=Counter()))
 
 
@@ -257,8 +258,7 @@ def _make(
             if not started.is_set():
                 what = "no worker process could begin; mend what they printed above, or lower"
             raise StageError(
-                f"{settings.folder}: {what} runtime.workers ({count}), and run the same command "
-                "again, it resumes"
+                f"{settings.folder}: {what} runtime.workers ({count}), and run this again"
             ) from error
         finally:
             stop.set()

@@ -119,6 +119,7 @@ def execute(
         inputs={},
         summary=summary,
         seconds=0.0,
+        known=job.digests,
     )
 
 

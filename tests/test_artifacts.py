@@ -40,6 +40,30 @@ def test_sealed_folder_opens_as_it_was_sealed(tmp_path):
     assert artifacts.verify(opened) == []
 
 
+def test_sealing_tells_how_far_it_is_and_reads_no_file_whose_hash_is_known(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+    told = []
+
+    artifact = artifacts.seal(
+        tmp_path,
+        stage="stage",
+        version=1,
+        fingerprint="f",
+        config={},
+        inputs={},
+        summary={},
+        seconds=0,
+        known={"b": "0" * 64},
+        progress=lambda done, total: told.append((done, total)),
+    )
+
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    hashes = {file.path: file.sha256 for file in artifact.manifest.files}
+    assert hashes["b"] == "0" * 64
+    assert hashes["a"] == artifacts.file_digest(tmp_path / "a")
+
+
 def test_folder_without_manifest_is_not_an_artifact(tmp_path):
     assert artifacts.open_artifact(tmp_path) is None
 

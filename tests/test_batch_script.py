@@ -2,16 +2,19 @@
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from demo_run import Run
+from slurm_cluster import wait_until
 
 from launch.submit import submit
 
 # Does what the next line of `steps` says: exit codes of the processes, "progress" for a new
-# checkpoint, "hang" for ever, "why" for a sentence; ends with 1 unless all processes end with 0.
+# checkpoint, "shard-N" for one of an array, "sign" of life, "blink" for one that is away for a
+# moment, "hang" for ever, "why" for a sentence; ends with 1 unless all processes end with 0.
 SRUN = """#!/bin/bash
 here=${0%/*}
 attempt=$6
@@ -23,6 +26,17 @@ for word in $line; do
     progress)
       step=$(mktemp -d "$here/../runs/tiny/pretrain/f/checkpoints/step-XXXX")
       touch "$step/manifest.json"
+      ;;
+    shard-*)
+      shards=$here/../runs/tiny/corrupt-sr2@photos/f/shards
+      mkdir -p "$shards"
+      touch "$shards/train-${word#*-}.json"
+      ;;
+    sign) touch --date='now + 1 second' "$attempt.alive" ;;
+    blink)
+      mv "$attempt.alive" "$attempt.away"
+      /bin/sleep 0.5
+      mv "$attempt.away" "$attempt.alive"
       ;;
     hang) exec /bin/sleep 60 ;;
     why) echo "lanes do not divide" >"$attempt.why" ;;
@@ -40,16 +54,19 @@ if [ -e "$here/away" ]; then
   [ -s "$here/away" ] || rm "$here/away"
   exit 1
 fi
-[ "$1" != --oneliner ] || cat "$here/facts"
+[ "$1" != --oneliner ] || cat "$here/facts-$4"
 """
-FAKES = {"srun": SRUN, "scontrol": SCONTROL, "sleep": "#!/bin/bash\nexec /bin/sleep 0.05\n"}
+OTHER_TASK = "JobId=8 ArrayJobId=7 ArrayTaskId=1 JobState=RUNNING Requeue=1 Restarts=0 Batch=1"
+
+FAKES = {"srun": SRUN, "scontrol": SCONTROL, "sleep": "#!/bin/bash\nexec /bin/sleep 0.02\n"}
 
 
 class Batch:
-    """The script of pretraining on two nodes, run as SLURM would for every start of a job."""
+    """A script, run as SLURM would for every start of job 7, or of task 3 of array 7."""
 
-    def __init__(self, folder: Path, text: str) -> None:
+    def __init__(self, folder: Path, text: str, *, job: str = "7") -> None:
         self.folder = folder
+        self.job = job
         self.fakes = folder / "fakes"
         self.jobs = folder / "runs" / "tiny" / "slurm" / "jobs"
         self.jobs.mkdir(parents=True)
@@ -62,49 +79,83 @@ class Batch:
         self.script.write_text(text)
         self.starts = 0
 
-    def start(self, step: str, *, state: str = "RUNNING Reason=None", restarts: int = -1) -> int:
-        """The exit code of the next start, in which the step does as `step` says."""
+    def start(
+        self,
+        step: str,
+        *,
+        state: str = "RUNNING Reason=None",
+        restarts: int = -1,
+        terminated: bool = False,
+        broken: bool = False,
+    ) -> int:
+        """The exit code of the next start, in which the step does as `step` says; `terminated` by
+        SLURM while it does, `broken` where the shell may complain."""
         own = self.starts
         self.starts += 1
         (self.fakes / "steps").write_text(f"{step}\n")
         restarts = own if restarts < 0 else restarts
         facts = f"JobId=7 JobState={state} Dependency=(null) Requeue=1 Restarts={restarts} Batch=1"
-        (self.fakes / "facts").write_text(facts + "\n")
+        # What the id of an array alone means, even where it is that of its last task.
+        (self.fakes / "facts-7").write_text(f"{facts}\n{OTHER_TASK}\n")
+        (self.fakes / f"facts-{self.job}").write_text(f"{facts}\n")
         environment = os.environ | {
             "PATH": f"{self.fakes}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_NODELIST": "n[1-2]",
             "SLURM_CPUS_PER_TASK": "1",
             "SLURM_RESTART_COUNT": str(own),
+            "SLURM_ARRAY_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "3",
         }
-        done = subprocess.run(
-            ["bash", self.script], env=environment, capture_output=True, text=True, timeout=60
+        process = subprocess.Popen(
+            ["bash", self.script], env=environment, stderr=subprocess.PIPE, text=True
         )
-        assert "line " not in done.stderr or "Killed" in done.stderr, done.stderr
-        return done.returncode
+        if terminated:
+            wait_until(lambda: "sign" not in (self.fakes / "steps").read_text(), 20, "the step")
+            process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=60)
+        assert "line " not in complaints or "Killed" in complaints or broken, complaints
+        return process.returncode
 
     def requeues(self) -> int:
         path = self.fakes / "scontrol-calls"
         calls = path.read_text().splitlines() if path.exists() else []
-        return calls.count("requeue 7")
+        return calls.count(f"requeue {self.job}")
+
+    def events(self) -> str:
+        return (self.jobs / f"{self.job}.events").read_text()
 
     def last_event(self) -> str:
-        return (self.jobs / "7.events").read_text().splitlines()[-1][20:]
+        return self.events().splitlines()[-1][20:]
 
     def ended(self) -> str | None:
-        path = self.jobs / "7.ended"
+        path = self.jobs / f"{self.job}.ended"
         return path.read_text().strip() if path.exists() else None
 
 
 @pytest.fixture
-def batch(tmp_path, capsys) -> Batch:
+def scripts(tmp_path, capsys) -> str:
+    """All scripts of a run: distributed stages on two nodes, arrays in four parts."""
     run = Run(tmp_path)
     cluster = tmp_path / "cluster.yaml"
-    cluster.write_text("distributed: {nodes: 2}\nhung_after_seconds: 2")
+    cluster.write_text("distributed: {nodes: 2}\narray: {parts: 4}\nhung_after_seconds: 1")
     submit(run.config, (f"runtime.runs={run.folder.parent}",), cluster, dry_run=True)
-    text = capsys.readouterr().out
-    (script,) = re.findall(r"^#!/bin/bash\n# pretrain of .*?(?=^\n# sbatch)", text, re.M | re.S)
-    return Batch(tmp_path, script)
+    return capsys.readouterr().out
+
+
+def script_of(stage: str, scripts: str) -> str:
+    pattern = rf"^#!/bin/bash\n# {stage} of .*?(?=^\n# sbatch)"
+    return re.findall(pattern, scripts, re.M | re.S)[0]
+
+
+@pytest.fixture
+def batch(tmp_path, scripts) -> Batch:
+    return Batch(tmp_path, script_of("pretrain", scripts))
+
+
+@pytest.fixture
+def array(tmp_path, scripts) -> Batch:
+    return Batch(tmp_path, script_of("corrupt-sr2@photos", scripts), job="7_3")
 
 
 def test_done_is_when_every_process_says_so(batch):
@@ -163,10 +214,78 @@ def test_a_config_error_is_never_requeued(batch):
 
 
 def test_what_hangs_is_ended_and_requeued(batch):
-    assert batch.start("progress hang") == 0
+    assert batch.start("progress sign hang") == 0
 
     assert batch.requeues() == 1
-    assert "nothing has moved for" in (batch.jobs / "7.events").read_text()
+    assert "nothing has moved for" in batch.events()
+
+
+def test_a_sign_of_life_that_is_away_for_a_moment_does_not_end_the_watch(batch):
+    """As where a file system answers ESTALE."""
+    assert batch.start("sign blink hang") == 0
+
+    assert "nothing has moved for" in batch.events()
+
+
+def test_a_training_is_given_the_time_for_its_first_step(scripts):
+    seconds = r"quiet > \(alive == began \? (\d+) : (\d+)\)"
+
+    assert re.search(seconds, script_of("pretrain", scripts)).groups() == ("4200", "1")
+    assert re.search(seconds, script_of("corrupt-sr2@photos", scripts)).groups() == ("1", "1")
+
+
+def test_a_step_that_hangs_at_the_time_limit_is_ended_before_slurm_ends_the_script(batch):
+    state = "COMPLETING Reason=TimeLimit"
+
+    assert batch.start("progress sign hang", state=state, terminated=True) == 0
+
+    assert batch.requeues() == 1
+    assert "nothing has moved" not in batch.events()
+
+
+def test_a_step_that_is_asked_to_stop_before_the_limit_has_time_to(batch):
+    """As by preemption, with minutes of grace."""
+    assert batch.start("progress sign hang", terminated=True) == 0
+
+    assert "nothing has moved" in batch.events()  # which is what ended it, not SIGTERM
+
+
+def test_an_account_that_can_not_be_written_is_the_end(batch):
+    """A quota that is used up fails every start, and none of them would be counted."""
+    (batch.jobs / "7.starts").mkdir()
+
+    assert batch.start("1", broken=True) == 1
+
+    assert (batch.ended(), batch.requeues()) == ("1", 0)
+    assert "7.starts can't be written" in batch.last_event()
+
+
+def test_what_slurm_says_of_other_tasks_decides_nothing(array):
+    assert array.start("1", state="CANCELLED Reason=None") == 1
+
+    assert (array.ended(), array.requeues()) == (None, 0)
+    assert array.last_event() == "ended by SLURM"
+
+
+def test_an_older_copy_of_a_task_does_not_requeue_the_newer_one(array):
+    assert array.start("1", restarts=1) == 1
+
+    assert array.requeues() == 0
+    assert array.last_event() == "a newer copy is running"
+
+
+def test_a_part_with_shards_of_its_own_goes_on(array):
+    for number in range(5):
+        assert array.start(f"shard-{3 + 4 * number:05} 1") == 0
+
+    assert (array.ended(), array.requeues()) == (None, 5)
+
+
+def test_shards_of_other_parts_are_no_progress(array):
+    codes = [array.start(f"shard-{4 * number + number % 3:05} 1") for number in range(1, 4)]
+
+    assert codes == [0, 0, 1]
+    assert "after 3 starts without progress" in array.last_event()
 
 
 def test_a_job_that_is_being_ended_leaves_that_to_slurm(batch):
@@ -198,7 +317,7 @@ def test_a_controller_that_is_away_is_asked_again(batch):
 
 
 def test_a_controller_that_stays_away_makes_a_failure(batch):
-    (batch.fakes / "away").write_text("1\n" * 100)
+    (batch.fakes / "away").write_text("1\n" * 200)
 
     assert batch.start("progress why 1") == 1
 

@@ -97,6 +97,25 @@ def test_an_older_copy_that_comes_late_is_refused(tmp_path, start):
     assert start(restart=3).said() == "held"
 
 
+def test_a_lock_of_an_older_copy_is_waited_for_even_where_it_seems_free(
+    tmp_path, start, monkeypatch
+):
+    """Where locks hold for one machine only, a free one says nothing about the other."""
+    old = start(restart=0)
+    assert old.said() == "held"
+    assert old.goes_on() == "sealed"
+    old.process.wait()
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    waits = []
+    monkeypatch.setattr(locks.time, "sleep", waits.append)
+
+    with writing(tmp_path):
+        assert waits == [locks.GRACE_SECONDS]
+    with writing(tmp_path):  # its own record is nobody's older one
+        assert waits == [locks.GRACE_SECONDS]
+
+
 def test_another_job_takes_nothing_over(start):
     assert start(restart=0).said() == "held"
 

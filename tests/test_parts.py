@@ -12,7 +12,8 @@ from data_samples import SMALL, corrupting_stage, listed, sr3_settings, write_ph
 
 from launch.local import run_graph
 from launch.stage import checked_part, run_stage
-from pipeline.artifacts import Artifact
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, file_digest, verify
 from pipeline.config import RunConfig, Runtime, SourceConfig
 from pipeline.config_file import ConfigError
 from pipeline.data.shard_making import make_shard, plan_shards
@@ -24,8 +25,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 def shards_of(artifact: Artifact) -> dict[str, str]:
     """SHA-256 of every tar, by its path."""
-    files = artifact.manifest.files
-    return {each.path: each.sha256 for each in files if each.path.endswith(".tar")}
+    paths = (each.path for each in artifact.manifest.files if each.path.endswith(".tar"))
+    return {path: file_digest(artifact.folder / path) for path in paths}
 
 
 def run_in_parts(
@@ -72,6 +73,24 @@ def test_any_split_into_parts_and_workers_gives_the_same_shards(
     assert len(whole) == 5
     assert len(set(whole.values())) == 5
     assert all(shards == whole for shards in made.values())
+
+
+def test_tars_are_not_read_again_to_be_sealed(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ImageNet they are terabytes, and a job's time limit would pass meanwhile."""
+    read: list[str] = []
+
+    def digest(path: Path) -> str:
+        read.append(path.suffix)
+        return file_digest(path)
+
+    monkeypatch.setattr(artifacts, "file_digest", digest)
+    _, made = run_in_parts(photographs, tmp_path, parts=1)
+
+    assert set(read) >= {".json", ".npy"}
+    assert ".tar" not in read
+    assert verify(made["corrupt-sr3@photos"]) == []
 
 
 def test_parts_leave_what_needs_all_of_them_to_a_run_without_parts(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from demo_run import ROOT, Run
 
+from launch import supervision
 from launch.supervision import accounted, postponed, stopped_by_signals, touching
 from pipeline.graph import StageError, StoppedWithCheckpoint, report_nothing
 
@@ -104,6 +105,24 @@ def test_progress_touches_the_sign_of_life_and_is_passed_on(tmp_path):
     touching(tmp_path / "other", report_nothing)(1, 2)
 
     assert seen == [(1, 2, "a")]
+
+
+def test_progress_that_says_the_same_again_is_no_sign_of_life(tmp_path, monkeypatch):
+    """As of an array whose workers all wait for a disk."""
+    monkeypatch.setattr(supervision, "SECONDS_BETWEEN_SIGNS", 0.0)
+    file = tmp_path / "alive"
+    progress = touching(file, report_nothing)
+
+    def is_touched(*told: object) -> bool:
+        file.unlink(missing_ok=True)
+        progress(*told)
+        return file.exists()
+
+    assert is_touched(1, 9, "shard 1")
+    assert not is_touched(1, 9, "shard 1")
+    assert is_touched(2, 9, "shard 1")
+    assert is_touched(2, 9, "shard 2")
+    assert not is_touched(2, 9, "shard 2")
 
 
 def test_a_process_ends_when_its_lock_is_taken_over(tmp_path):
