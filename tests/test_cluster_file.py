@@ -61,6 +61,7 @@ def test_every_stage_has_its_section(run):
         ("stages: {pretrain: {parts: 2}}", "stages.pretrain: parts and at_once belong under array"),
         ("jobs: {partition: 'a b'}", "jobs.partition: 'a b'"),
         ("jobs: {cpus: true}", "jobs.cpus: True: a number is needed"),
+        ("jobs: {gpus: true}", "jobs.gpus: True: a number is needed"),
     ],
 )
 def test_mistakes_in_a_cluster_file_are_named(tmp_path, text, message):
@@ -71,6 +72,52 @@ def test_mistakes_in_a_cluster_file_are_named(tmp_path, text, message):
         load_settings(path, Cluster)
 
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "least"),
+    [
+        ("jobs: {time: '0:04:00'}", "jobs.time: '0:04:00'", 355),
+        ("jobs: {time: '9:00:00'}\nsingle: {time: '5:54'}", "single.time: '5:54'", 355),
+        ("stages: {dncnn: {time: '0:05:00'}}", "stages.dncnn.time: '0:05:00'", 355),
+        ("array: {time: '0:59'}\nseconds_before_limit: 5", "array.time: '0:59'", 60),
+        ("distributed: {time: '0-1'}\nseconds_before_limit: 3600", "distributed.time: '0-1'", 3655),
+        ("jobs: {time: '0-18:13'}\nseconds_before_limit: 65535", "jobs.time: '0-18:13'", 65590),
+        (
+            "jobs: {time: '1:00'}\nstages: {corrupt: {time: '2:00'}}",
+            "jobs.time: '1:00', stages.corrupt.time: '2:00'",
+            355,
+        ),
+    ],
+)
+def test_limits_that_leave_no_time_before_their_signal_are_refused(tmp_path, text, limits, least):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError) as error:
+        load_settings(path, Cluster)
+
+    assert f": {limits}: too short for seconds_before_limit: {least - 55}," in str(error.value)
+    assert f"allow at least {least} s, or lower seconds_before_limit" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "jobs: {time: '5:55'}",
+        "jobs: {time: 1-1:00:54}\nseconds_before_limit: 65535",
+        "stages: {pretrain: {time: '0:01:00'}}\nseconds_before_limit: 5",
+        "jobs: {time: '0:00:00'}",  # SLURM's way to say no limit
+        # In force for no kind of stage.
+        "{jobs: {time: '1:00'}, single: {time: '1:00:00'}, array: {time: 1-0},"
+        " distributed: {time: 0-0:06:00}}",
+    ],
+)
+def test_limits_that_leave_time_before_their_signal_are_taken(tmp_path, text):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+
+    assert load_settings(path, Cluster)
 
 
 def test_resources_come_from_the_nearest_section(tmp_path):
