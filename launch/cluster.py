@@ -1,5 +1,6 @@
 """What a cluster is like: one YAML file, in no fingerprint. See configs/slurm/."""
 
+import re
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -27,6 +28,16 @@ def _quoted_time(value: object) -> object:
     return value
 
 
+def _gpus(value: object) -> int | str:
+    """As sbatch takes them. YAML reads 3090:4 as the number 185404, which no node has."""
+    text = str(value)
+    if not re.fullmatch(r"\d{1,3}|[A-Za-z0-9._-]+:[1-9]\d{0,2}", text):
+        raise ValueError(
+            'allowed: a number per node, such as 8, or a type and a number in quotes, "a100:8"'
+        )
+    return text if ":" in text else int(text)
+
+
 Word = Annotated[str, Field(pattern=r"^[^\s'\"\\$`]+$")]  # goes onto a line of a shell script
 Line = Annotated[str, Field(pattern=r"^[^\n]*$")]
 Time = Annotated[
@@ -49,13 +60,19 @@ class Resources(Section):
     account: Word | None = None
     qos: Word | None = None
     nodes: Positive | None = None  # of a distributed stage; the others take one (default: 1)
-    gpus: Annotated[int, Field(ge=0)] | None = None  # per node, a process for each (default: 0)
+    # Per node, a process for each (default: 0); of a type where it is said, such as "a100:8".
+    gpus: Annotated[int | str, BeforeValidator(_gpus)] | None = None
     cpus: Positive | None = None  # per node (default: 1)
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None  # per node, such as 64G
     time: Time | None = None
     parts: Positive | None = None  # jobs that share an array stage (default: 1)
     at_once: Positive | None = None  # most of them that run at the same time
     options: tuple[Line, ...] | None = None  # further ones of sbatch, such as --constraint=a100
+
+    @property
+    def gpu_count(self) -> int:
+        """Per node, of whatever type."""
+        return int(str(self.gpus or 0).rpartition(":")[2])
 
     def over(self, below: "Resources") -> "Resources":
         """These, and what they leave out from `below`."""

@@ -75,6 +75,50 @@ def test_mistakes_in_a_cluster_file_are_named(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    "value", ["a100", "a100:0", "'8:a100'", "'a100: 8'", "a100:4,v100:4", "-1", "8.5", "3090:4"]
+)
+def test_gpus_that_are_no_number_of_one_type_are_refused(tmp_path, value):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"distributed:\n  gpus: {value}")
+
+    with pytest.raises(ConfigError, match=r"distributed\.gpus: .*, such as 8, .*\"a100:8\""):
+        load_settings(path, Cluster)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *[("0", 0), ("8", 8), ("'8'", 8), ("a100:8", 8), ("nvidia_a100-sxm4-80gb:16", 16)],
+        *[("1g.10gb:7", 7), ("'3090:4'", 4)],
+    ],
+)
+def test_gpus_are_a_number_or_a_type_and_a_number(tmp_path, value, number):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"distributed:\n  gpus: {value}")
+
+    resources = load_settings(path, Cluster).distributed
+
+    assert resources.gpu_count == number
+    assert str(resources.gpus) == value.strip("'")
+
+
+def test_gpus_of_a_type_are_asked_for_by_it_and_get_a_process_each(run, capsys, tmp_path):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("distributed: {gpus: a100:2}\nsingle: {gpus: 0}")
+
+    text = dry_run(run, capsys, cluster)
+
+    pretrain, report = script_of(text, "pretrain"), script_of(text, "report")
+    assert "\n#SBATCH --gpus-per-node=a100:2\n" in pretrain
+    assert "--multi_gpu" in pretrain
+    assert "--num_machines 1 --num_processes 2" in pretrain
+    assert '"2×0 ")' in pretrain
+    assert "CUDA_VISIBLE_DEVICES" not in pretrain
+    assert "--gpus" not in report
+    assert "export CUDA_VISIBLE_DEVICES=\n" in report
+
+
+@pytest.mark.parametrize(
     ("text", "limits", "least"),
     [
         ("jobs: {time: '0:04:00'}", "jobs.time: '0:04:00'", 355),
