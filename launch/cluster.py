@@ -1,6 +1,7 @@
 """What a cluster is like: one YAML file, in no fingerprint. See configs/slurm/."""
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,6 +14,11 @@ StageKind = Literal[
 # Of the kinds: what has its own section above `stages`.
 ARRAYS: tuple[StageKind, ...] = ("corrupt",)
 DISTRIBUTED: tuple[StageKind, ...] = ("pretrain", "finetune", "dncnn")
+# By how much a limit exceeds `seconds_before_limit` at least. SLURM looks at limits every 30 s and
+# signals rather early than late (its manual allows itself 60): so a stage has some 25 s to import
+# its packages, before which the signal is lost. Not more, so that a limit of a minute, the shortest
+# that SLURM keeps, can be tried.
+SECONDS_BEFORE_SIGNAL = 55
 
 
 def _quoted_time(value: object) -> object:
@@ -22,11 +28,29 @@ def _quoted_time(value: object) -> object:
     return value
 
 
+def _gpus(value: object) -> int | str:
+    """As sbatch takes them. YAML reads 3090:4 as the number 185404, which no node has."""
+    text = str(value)
+    if not re.fullmatch(r"\d{1,3}|[A-Za-z0-9._-]+:[1-9]\d{0,2}", text):
+        raise ValueError(
+            'allowed: a number per node, such as 8, or a type and a number in quotes, "a100:8"'
+        )
+    return text if ":" in text else int(text)
+
+
 Word = Annotated[str, Field(pattern=r"^[^\s'\"\\$`]+$")]  # goes onto a line of a shell script
 Line = Annotated[str, Field(pattern=r"^[^\n]*$")]
 Time = Annotated[
     str, BeforeValidator(_quoted_time), Field(pattern=r"^(\d+-\d+(:\d\d){0,2}|\d+(:\d\d){1,2})$")
 ]
+
+
+def _seconds(time: str) -> int:
+    """A time limit in seconds: days-hours[:minutes[:seconds]] or [hours:]minutes:seconds."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    hours, minutes, seconds = [*parts, 0, 0][:3] if dash else [0, *parts][-3:]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class Resources(Section):
@@ -36,13 +60,19 @@ class Resources(Section):
     account: Word | None = None
     qos: Word | None = None
     nodes: Positive | None = None  # of a distributed stage; the others take one (default: 1)
-    gpus: Annotated[int, Field(ge=0)] | None = None  # per node, a process for each (default: 0)
+    # Per node, a process for each (default: 0); of a type where it is said, such as "a100:8".
+    gpus: Annotated[int | str, BeforeValidator(_gpus)] | None = None
     cpus: Positive | None = None  # per node (default: 1)
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None  # per node, such as 64G
     time: Time | None = None
     parts: Positive | None = None  # jobs that share an array stage (default: 1)
     at_once: Positive | None = None  # most of them that run at the same time
     options: tuple[Line, ...] | None = None  # further ones of sbatch, such as --constraint=a100
+
+    @property
+    def gpu_count(self) -> int:
+        """Per node, of whatever type."""
+        return int(str(self.gpus or 0).rpartition(":")[2])
 
     def over(self, below: "Resources") -> "Resources":
         """These, and what they leave out from `below`."""
@@ -65,11 +95,40 @@ class Cluster(Section):
 
     def resources(self, stage: Stage) -> Resources:
         """What the jobs of a stage ask for."""
-        of_launch: Resources = getattr(self, stage.launch)
-        for kind, of_kind in self.stages.items():
-            if kind == stage.kind:
-                return of_kind.over(of_launch.over(self.jobs))
-        return of_launch.over(self.jobs)
+        found = Resources()
+        for _, section in self._sections(stage.kind):
+            found = found.over(section)
+        return found
+
+    def _sections(self, kind: str) -> list[tuple[str, Resources]]:
+        """All that is said of a kind of stage, with its key, the nearest first."""
+        sections = [(f"stages.{name}", each) for name, each in self.stages.items() if name == kind]
+        if kind in ARRAYS:
+            sections.append(("array", self.array))
+        elif kind in DISTRIBUTED:
+            sections.append(("distributed", self.distributed))
+        else:
+            sections.append(("single", self.single))
+        return [*sections, ("jobs", self.jobs)]
+
+    @model_validator(mode="after")
+    def _limits_leave_time_before_their_signal(self) -> Self:
+        """A signal that comes at once is lost, or stops a stage at each of its starts."""
+        least = self.seconds_before_limit + SECONDS_BEFORE_SIGNAL
+        too_short = []
+        for kind in get_args(StageKind):
+            limits = [(name, each.time) for name, each in self._sections(kind) if each.time]
+            # SLURM takes a limit of zero for none.
+            if limits and 0 < _seconds(limits[0][1]) < least:
+                too_short.append(f"{limits[0][0]}.time: {limits[0][1]!r}")
+        if too_short:
+            each_once = dict.fromkeys(too_short)  # one section may be that of many kinds
+            raise ValueError(
+                f"{', '.join(each_once)}: too short for seconds_before_limit: "
+                f"{self.seconds_before_limit}, as stages would be stopped before they have begun; "
+                f"allow at least {least} s, or lower seconds_before_limit"
+            )
+        return self
 
     @model_validator(mode="after")
     def _numbers_fit_their_stages(self) -> Self:

@@ -46,7 +46,7 @@ def job_name(config: RunConfig, stage: Stage) -> str:
 
 
 def processes_per_node(resources: Resources, config: RunConfig) -> int:
-    return resources.gpus or config.runtime.processes
+    return resources.gpu_count or config.runtime.processes
 
 
 def check_processes(config: RunConfig, cluster: Cluster, stages: tuple[Stage, ...]) -> None:
@@ -142,7 +142,7 @@ def _launcher(
     if stage.launch != "distributed" or (nodes * processes == 1 and not is_zero):
         return ""
     address = '"$MASTER_ADDR"'
-    if not resources.gpus and not is_zero:
+    if not resources.gpu_count and not is_zero:
         # accelerate launch starts a single process on CPUs, whatever it is told.
         return (
             f"-m torch.distributed.run --nnodes {nodes} --nproc_per_node {processes} \\\n"
@@ -159,7 +159,7 @@ def _launcher(
 
 
 def _environment(config: RunConfig, resources: Resources, *, is_launched: bool) -> list[str]:
-    if resources.gpus:
+    if resources.gpu_count:
         return []
     variables = {"CUDA_VISIBLE_DEVICES": ""}  # on CPUs, whatever the node has
     if is_launched:

@@ -61,6 +61,7 @@ def test_every_stage_has_its_section(run):
         ("stages: {pretrain: {parts: 2}}", "stages.pretrain: parts and at_once belong under array"),
         ("jobs: {partition: 'a b'}", "jobs.partition: 'a b'"),
         ("jobs: {cpus: true}", "jobs.cpus: True: a number is needed"),
+        ("jobs: {gpus: true}", "jobs.gpus: True: a number is needed"),
     ],
 )
 def test_mistakes_in_a_cluster_file_are_named(tmp_path, text, message):
@@ -71,6 +72,96 @@ def test_mistakes_in_a_cluster_file_are_named(tmp_path, text, message):
         load_settings(path, Cluster)
 
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["a100", "a100:0", "'8:a100'", "'a100: 8'", "a100:4,v100:4", "-1", "8.5", "3090:4"]
+)
+def test_gpus_that_are_no_number_of_one_type_are_refused(tmp_path, value):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"distributed:\n  gpus: {value}")
+
+    with pytest.raises(ConfigError, match=r"distributed\.gpus: .*, such as 8, .*\"a100:8\""):
+        load_settings(path, Cluster)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *[("0", 0), ("8", 8), ("'8'", 8), ("a100:8", 8), ("nvidia_a100-sxm4-80gb:16", 16)],
+        *[("1g.10gb:7", 7), ("'3090:4'", 4)],
+    ],
+)
+def test_gpus_are_a_number_or_a_type_and_a_number(tmp_path, value, number):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"distributed:\n  gpus: {value}")
+
+    resources = load_settings(path, Cluster).distributed
+
+    assert resources.gpu_count == number
+    assert str(resources.gpus) == value.strip("'")
+
+
+def test_gpus_of_a_type_are_asked_for_by_it_and_get_a_process_each(run, capsys, tmp_path):
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("distributed: {gpus: a100:2}\nsingle: {gpus: 0}")
+
+    text = dry_run(run, capsys, cluster)
+
+    pretrain, report = script_of(text, "pretrain"), script_of(text, "report")
+    assert "\n#SBATCH --gpus-per-node=a100:2\n" in pretrain
+    assert "--multi_gpu" in pretrain
+    assert "--num_machines 1 --num_processes 2" in pretrain
+    assert '"2×0 ")' in pretrain
+    assert "CUDA_VISIBLE_DEVICES" not in pretrain
+    assert "--gpus" not in report
+    assert "export CUDA_VISIBLE_DEVICES=\n" in report
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "least"),
+    [
+        ("jobs: {time: '0:04:00'}", "jobs.time: '0:04:00'", 355),
+        ("jobs: {time: '9:00:00'}\nsingle: {time: '5:54'}", "single.time: '5:54'", 355),
+        ("stages: {dncnn: {time: '0:05:00'}}", "stages.dncnn.time: '0:05:00'", 355),
+        ("array: {time: '0:59'}\nseconds_before_limit: 5", "array.time: '0:59'", 60),
+        ("distributed: {time: '0-1'}\nseconds_before_limit: 3600", "distributed.time: '0-1'", 3655),
+        ("jobs: {time: '0-18:13'}\nseconds_before_limit: 65535", "jobs.time: '0-18:13'", 65590),
+        (
+            "jobs: {time: '1:00'}\nstages: {corrupt: {time: '2:00'}}",
+            "jobs.time: '1:00', stages.corrupt.time: '2:00'",
+            355,
+        ),
+    ],
+)
+def test_limits_that_leave_no_time_before_their_signal_are_refused(tmp_path, text, limits, least):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError) as error:
+        load_settings(path, Cluster)
+
+    assert f": {limits}: too short for seconds_before_limit: {least - 55}," in str(error.value)
+    assert f"allow at least {least} s, or lower seconds_before_limit" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "jobs: {time: '5:55'}",
+        "jobs: {time: 1-1:00:54}\nseconds_before_limit: 65535",
+        "stages: {pretrain: {time: '0:01:00'}}\nseconds_before_limit: 5",
+        "jobs: {time: '0:00:00'}",  # SLURM's way to say no limit
+        # In force for no kind of stage.
+        "{jobs: {time: '1:00'}, single: {time: '1:00:00'}, array: {time: 1-0},"
+        " distributed: {time: 0-0:06:00}}",
+    ],
+)
+def test_limits_that_leave_time_before_their_signal_are_taken(tmp_path, text):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+
+    assert load_settings(path, Cluster)
 
 
 def test_resources_come_from_the_nearest_section(tmp_path):
