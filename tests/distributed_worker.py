@@ -5,6 +5,7 @@ import ctypes
 import json
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG: a launcher that a test kills must not leave its processes
@@ -15,6 +16,7 @@ if __name__ == "__main__":
     sys.modules["transformers"] = None  # type: ignore[assignment]
     import torch
 
+    from pipeline.training import engine
     from tests.ledger import train_accounted
     from tests.training_toys import toy_config, toy_fit
 
@@ -22,6 +24,17 @@ if __name__ == "__main__":
         joined = torch.distributed.is_initialized()
         sys.stdout.write("ends in its process group\n" if joined else "ends on its own\n")
 
+    leave = torch.distributed.destroy_process_group
+
+    def leave_telling_timeouts() -> None:
+        groups = torch.distributed.distributed_c10d._world.pg_map
+        backends = (group._get_backend(torch.device("cpu")) for group in groups)
+        limits = sorted({str(backend.options._timeout) for backend in backends})
+        sys.stdout.write(f"{len(groups)} groups wait {' or '.join(limits)}\n")
+        leave()
+
+    torch.distributed.destroy_process_group = leave_telling_timeouts
+    engine.TIMEOUT = timedelta(minutes=7)  # another than torch's own
     ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)
     atexit.register(tell_whether_joined)  # runs after those that are registered later
     request = json.loads(Path(sys.argv[1]).read_text())

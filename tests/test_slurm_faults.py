@@ -104,8 +104,10 @@ def test_preemption_is_a_requeue(slurm, tmp_path, reference):
 
 
 def test_a_process_that_is_killed_is_no_failure_of_the_job(slurm, tmp_path, reference):
-    """As where a node's end is noticed by the training before SLURM calls it a node's failure."""
-    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
+    """As where a node's end is noticed by the training before SLURM calls it a node's failure; and
+    where jobs are told nothing of the environment that they are submitted in."""
+    settings = 'stages: {pretrain: {options: ["--export=NONE"]}}'
+    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1), settings=settings)
     started(run)
 
     os.kill(max(run.training_processes()), signal.SIGKILL)
@@ -240,22 +242,32 @@ def test_two_submissions_at_once_run_nothing_twice(slurm, tmp_path):
     assert list(run.folder.glob("report/*/report.html"))
 
 
-def test_a_lock_that_a_killed_compilation_left_stops_nobody(slurm, tmp_path, monkeypatch):
-    """DeepSpeed's operators are compiled under a lock file, which a killed process leaves."""
-    home = tmp_path / "home"
-    for folder in ("deepspeed_shm_comm", "fused_adam"):
-        for place in ("py311_cpu", "py311_cu130"):
-            (home / ".cache" / "torch_extensions" / place / folder).mkdir(parents=True)
-            (home / ".cache" / "torch_extensions" / place / folder / "lock").touch()
-    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
-    monkeypatch.setitem(slurm.environment, "HOME", str(home))
+# What torch does before it compiles an operator: whoever finds a lock there waits for its end.
+COMPILE = """
+from torch.utils.cpp_extension import _get_build_directory
+from torch.utils.file_baton import FileBaton
+assert FileBaton(_get_build_directory("fused_adam", False) + "/lock").try_acquire()
+"""
+
+
+def test_a_lock_that_a_killed_compilation_left_stops_nobody(slurm, tmp_path):
+    """Every start leaves one here, and is killed once; the next one must not wait for it."""
+    (tmp_path / "compile.py").write_text(COMPILE)
+    compile_first = (
+        'if [[ $* == *"--stage pretrain"* ]]; then\n'
+        f"  {sys.executable} {tmp_path}/compile.py || exit\n"
+        f"  ! mkdir {tmp_path}/killed 2>/dev/null || kill -KILL $$\nfi"
+    )
+    settings = python_that(tmp_path, compile_first)
+    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1), settings=settings, nodes=1)
 
     run.submit("--set", "pretrain.samples=80")
     run.wait_for_end(400)
 
+    assert "start 1 " in run.events("pretrain")
+    locks = sorted(run.folder.glob("slurm/extensions/*/fused_adam/lock"))
+    assert [path.parts[-3].partition("-")[2] for path in locks] == ["0", "1"]
     assert list(run.folder.glob("report/*/report.html"))
-    (script,) = run.folder.glob("slurm/pretrain.sbatch")
-    assert "/slurm/extensions/$job-$restart" in script.read_text()
 
 
 def test_a_login_node_needs_no_torch(slurm, tmp_path):

@@ -6,6 +6,7 @@ test_engine, test_checkpoint and test_loader.
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -38,6 +39,15 @@ def test_deepspeed_runs_without_transformers_and_every_rank_knows_its_number(
 def test_no_operator_is_compiled_on_a_cpu(launched: Trains) -> None:
     # deepspeed_shm_comm takes minutes, and a process killed meanwhile leaves a lock for ever.
     assert not list(launched("zero1", 2).compiled.rglob("*"))
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1"])
+def test_no_group_waits_longer_than_it_was_told(launched: Trains, engine: str) -> None:
+    """DeepSpeed makes some of its own, with torch's timeout."""
+    found = re.findall(r"^(\d+) groups wait (.*)$", launched(engine, 2).output, re.M)
+
+    assert [limits for _, limits in found] == ["0:07:00"] * 2
+    assert all((int(count) > 1) == (engine == "zero1") for count, _ in found)
 
 
 def test_a_rank_that_accelerate_takes_for_the_only_one_is_refused(tmp_path: Path) -> None:
