@@ -88,8 +88,15 @@ def settled_jobs() -> list[QueuedJob]:
 
 def submit(script: Path, *, options: Sequence[str], arguments: Sequence[str]) -> str:
     """Hand in a batch script; the id of its job."""
-    output = _ask(["sbatch", "--parsable", *options, str(script), *arguments])
-    return output.strip().partition(";")[0]  # what follows is the cluster's name
+    output = _ask(["sbatch", "--parsable", *options, str(script), *arguments]).strip()
+    last_line = output.rpartition("\n")[2]  # a site's own sbatch may print something before it
+    found = re.fullmatch(r"(\d+)(;.*)?", last_line.strip())  # the cluster's name may follow
+    if not found:
+        raise CommandFailed(
+            f"sbatch printed no job's id on its last line, but {output!r}; if it took "
+            f"{script.name} all the same, the same command, given again, finds that job and goes on"
+        )
+    return found[1]
 
 
 def cancel(jobs: Sequence[str]) -> None:

@@ -1,8 +1,10 @@
 """Tools of SLURM that only keep account of what they are told."""
 
+import os
 import re
 from pathlib import Path
 
+import pytest
 from demo_run import ROOT, Run
 
 from launch.submit import submit
@@ -44,6 +46,20 @@ FAKES = {
     'for job; do sed -i "/^$job|/d" "$(dirname "$0")/queue"; done\n',
     "scontrol": "#!/bin/bash\necho 'MaxArraySize            = 1001'\n",
 }
+
+
+def on_the_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tools in a folder of their own, found before any others."""
+    folder.mkdir()
+    for name, text in FAKES.items():
+        put(folder / name, text)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def put(tool: Path, text: str) -> None:
+    tool.write_text(text)
+    tool.chmod(0o755)
 
 
 def calls(fake: Path) -> list[str]:

@@ -1,12 +1,11 @@
 """What `ipt submit` would tell a cluster, without one: a fake sbatch and squeue keep account."""
 
-import os
 import re
 import subprocess
 
 import pytest
 from demo_run import ROOT, STAGES, Run
-from fake_slurm import CPU, FAKES, calls, submit_run, waits_for
+from fake_slurm import CPU, calls, on_the_path, submit_run, waits_for
 
 from launch import submit as submitting
 from launch.submit import submit
@@ -18,13 +17,7 @@ from stages.recipe import build_graph
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in FAKES.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
+    return on_the_path(tmp_path / "bin", monkeypatch)
 
 
 @pytest.fixture

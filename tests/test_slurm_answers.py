@@ -1,0 +1,31 @@
+"""What is made of the answers of SLURM's tools, as clusters vary them."""
+
+from pathlib import Path
+
+import pytest
+from fake_slurm import on_the_path, put
+
+from launch import slurm
+from launch.terminal import CommandFailed
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    return on_the_path(tmp_path / "bin", monkeypatch)
+
+
+@pytest.mark.parametrize("answer", ["123", "123;main", r"Welcome to x\n5 nodes are down\n123;main"])
+def test_a_job_has_the_id_that_sbatch_prints_last(fake, answer):
+    put(fake / "sbatch", f"#!/bin/bash\nprintf '{answer}\\n'\n")
+
+    assert slurm.submit(Path("a.sbatch"), options=(), arguments=()) == "123"
+
+
+@pytest.mark.parametrize("answer", ["", "Submitted batch job 123", r"123\nGood bye"])
+def test_an_answer_without_a_job_s_id_is_shown(fake, answer):
+    put(fake / "sbatch", f"#!/bin/bash\nprintf '{answer}\\n'\n")
+
+    with pytest.raises(CommandFailed) as caught:
+        slurm.submit(Path("a.sbatch"), options=(), arguments=())
+
+    assert repr(answer.replace(r"\n", "\n")) in str(caught.value)
