@@ -13,7 +13,7 @@ from launch.terminal import CommandFailed
 
 TIMEOUT = 120  # seconds, of one answer
 DEFAULT_MAX_ARRAY_SIZE = 1001
-FIELDS = "%F|%K|%T|%j|%r|%k"
+FIELDS = "%F|%K|%T|%r|%j|%k"  # last what people choose, with "|" in it if they like
 COMPLETING_SECONDS = 60
 
 
@@ -48,7 +48,9 @@ def require() -> None:
 def _ask(command: Sequence[str]) -> str:
     """The output of a tool; CommandFailed with what it says itself."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT
+        )
     except subprocess.TimeoutExpired:
         raise CommandFailed(
             f"{command[0]}: no answer within {TIMEOUT} s; is the controller away? Give the same "
@@ -68,7 +70,10 @@ def queued_jobs() -> list[QueuedJob]:
     output = _ask(["squeue", "--noheader", "--array", f"--user={user}", f"--format={FIELDS}"])
     jobs = []
     for line in output.splitlines():
-        job, task, state, name, reason, comment = line.split("|", 5)
+        fields = line.split("|", 5)
+        if len(fields) < 6 or not fields[0].isdigit():
+            continue  # cut by a newline in another job's name or comment; ours have none
+        job, task, state, reason, name, comment = fields
         number = int(task) if task.isdigit() else None
         jobs.append(
             QueuedJob(job=job, task=number, state=state, name=name, reason=reason, comment=comment)

@@ -34,7 +34,7 @@ for range in ${ranges:-N/A}; do
     *) tasks=$range ;;
   esac
   for task in $tasks; do
-    echo "$job|$task|PENDING|$name|Dependency|$comment" >>queue
+    echo "$job|$task|PENDING|Dependency|$name|$comment" >>queue
   done
 done
 echo "$job;cluster"

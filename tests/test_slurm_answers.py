@@ -29,3 +29,23 @@ def test_an_answer_without_a_job_s_id_is_shown(fake, answer):
         slurm.submit(Path("a.sbatch"), options=(), arguments=())
 
     assert repr(answer.replace(r"\n", "\n")) in str(caught.value)
+
+
+def test_names_and_comments_of_other_jobs_may_be_anything(fake):
+    (fake / "queue").write_bytes(
+        b"7|N/A|RUNNING|None|two\nlines|first\nsecond|with|as|many|bars|as|it takes\n"
+        b"8|N/A|RUNNING|None|a|b|\xe9t\xe9\n"
+        b"9|2|PENDING|Dependency|tiny:pretrain|ipt,1,a|b\n"
+    )
+
+    jobs = slurm.queued_jobs()
+
+    assert [job.job for job in jobs] == ["8", "9"]
+    assert jobs[-1] == slurm.QueuedJob(
+        job="9",
+        task=2,
+        state="PENDING",
+        reason="Dependency",
+        name="tiny:pretrain",
+        comment="ipt,1,a|b",
+    )

@@ -166,7 +166,7 @@ def test_ranges_are_as_slurm_writes_them():
 def test_cancel_names_the_jobs_of_this_run_only(run, fake, capsys):
     submit_run(run)
     (fake / "queue").write_text(
-        (fake / "queue").read_text() + "999|N/A|RUNNING|tiny:report|None|\n"
+        (fake / "queue").read_text() + "999|N/A|RUNNING|None|tiny:report|\n"
     )
 
     submitting.cancel(run.config, (f"runtime.runs={run.folder.parent}",))
@@ -216,7 +216,7 @@ def test_status_has_the_queue_and_the_time_left(run, fake):
     submit_run(run)
     queue = (fake / "queue").read_text()
     queue = queue.replace(
-        "0|PENDING|tiny:corrupt-sr2@photos|Dependency", "0|RUNNING|tiny:corrupt-sr2@photos|None"
+        "0|PENDING|Dependency|tiny:corrupt-sr2@photos", "0|RUNNING|None|tiny:corrupt-sr2@photos"
     )
     (fake / "queue").write_text(queue)
 
