@@ -109,7 +109,7 @@ def cancel(jobs: Sequence[str]) -> None:
 
 
 def max_array_size() -> int:
-    """One more than the largest index of an array's task."""
+    """One more than the largest index of an array's task; 0 where there are no arrays."""
     if shutil.which("scontrol") is None:
         return DEFAULT_MAX_ARRAY_SIZE
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]), re.M)

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,6 +170,7 @@ class _Submitting:
         resolved = graph.resolve(place.run_folder)
         self._refuse_other_configs(graph, live)
         self.most = slurm.max_array_size()
+        self._refuse_arrays_where_there_are_none(resolved)
         waits: dict[str, tuple[str, ...]] = {}  # for what the dependents of a stage wait
         for stage in graph.stages:
             each, mine = resolved[stage.name], live.get(stage.name)
@@ -204,6 +205,20 @@ class _Submitting:
                     f"{name} is in the queue with {why} (job {', '.join(stage.waiting)}): wait "
                     "for it, or give `ipt cancel`, then submit again"
                 )
+
+    def _refuse_arrays_where_there_are_none(self, resolved: Mapping[str, Resolved]) -> None:
+        arrays = [
+            each.stage.name
+            for each in resolved.values()
+            if each.stage.launch == "array" and each.state != "done"
+        ]
+        if arrays and not self.most:
+            raise CommandFailed(
+                "this cluster takes no job arrays (MaxArraySize = 0 in `scontrol show config`), "
+                f"and these stages are arrays even with parts: 1: {', '.join(arrays)}. Make each "
+                "of them with `ipt run CONFIG --until STAGE`, inside a job of one node, then "
+                "submit the rest"
+            )
 
     def _parts(self, stage: Stage) -> int:
         is_array = stage.launch == "array"

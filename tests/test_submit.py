@@ -1,11 +1,12 @@
 """What `ipt submit` would tell a cluster, without one: a fake sbatch and squeue keep account."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
 from demo_run import ROOT, STAGES, Run
-from fake_slurm import CPU, calls, on_the_path, submit_run, waits_for
+from fake_slurm import CPU, calls, on_the_path, put, submit_run, waits_for
 
 from launch import submit as submitting
 from launch.submit import submit
@@ -157,6 +158,25 @@ def test_arrays_are_cut_to_what_the_cluster_takes(run, fake, tmp_path):
     arrays = [re.search(r"--array=(\S+)", call)[1] for call in of_stage]
     assert arrays == ["0-9%3", "0-9%3", "0-4%3"]
     assert [call.split()[-1] for call in of_stage] == ["0", "10", "20"]
+
+
+def test_a_cluster_without_arrays_is_told_what_to_do_instead(run, fake):
+    put(fake / "scontrol", "#!/bin/bash\necho 'MaxArraySize            = 0'\n")
+
+    with pytest.raises(CommandFailed, match=r"no job arrays .*corrupt-sr2@photos.*`ipt run") as no:
+        submit_run(run)
+
+    assert "pretrain" not in str(no.value)
+    assert calls(fake) == []
+
+
+def test_a_cluster_without_arrays_carries_what_needs_none(run, finished, fake):
+    put(fake / "scontrol", "#!/bin/bash\necho 'MaxArraySize            = 0'\n")
+    shutil.copytree(finished.folder, run.folder)
+
+    submit_run(run, CPU, "finetune.sr2.samples=48")
+
+    assert any("finetune-sr2.sbatch" in call for call in calls(fake))
 
 
 def test_ranges_are_as_slurm_writes_them():
