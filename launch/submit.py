@@ -2,13 +2,14 @@
 
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from launch import slurm
+from launch.arrays import arrays, dependency
 from launch.cluster import Cluster
 from launch.local import check_folders
 from launch.sbatch import SLURM_FOLDER, Place, check_processes, job_name, render
@@ -101,56 +102,16 @@ def _print_scripts(graph: Graph, place: Place) -> None:
         waits_for = [
             each.name for each in stage.inputs.values() if resolved[each.name].state != "done"
         ]
-        dependency = [f"--dependency=afterok:{':'.join(waits_for)}"] if waits_for else []
         parts = place.cluster.resources(stage).parts or 1
         limits = slurm.DEFAULT_MAX_ARRAY_SIZE
-        arrays = _arrays(stage, range(parts), place.cluster, most=limits)
-        for array in arrays:
-            options = [*dependency, *array.options]
+        calls = arrays(stage, range(parts), place.cluster, most=limits)
+        for array in calls:
+            followed = [] if array.follows is None else [calls[array.follows]]
+            before = [f"{stage.name}[{each.offset}…]" for each in followed]
+            options = [*dependency(waits_for, before), *array.options]
             script = f"{stage.name}.sbatch"
             print(f"\n# sbatch {shlex.join([*options, script, *array.arguments])}")
         print(render(stage, place), end="")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Array:
-    """One call of sbatch: some parts of an array stage, or a whole stage."""
-
-    offset: int = 0
-    tasks: tuple[int, ...] | None = None
-    options: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-
-
-def _arrays(stage: Stage, parts: Iterable[int], cluster: Cluster, *, most: int) -> list[_Array]:
-    """Calls of sbatch that make these parts, with at most `most` tasks each."""
-    if stage.launch != "array":
-        return [_Array()]
-    chunks: dict[int, list[int]] = {}
-    for part in sorted(parts):
-        chunks.setdefault(part // most, []).append(part % most)
-    at_once = cluster.resources(stage).at_once
-    throttle = f"%{max(1, at_once // len(chunks))}" if at_once else ""
-    return [
-        _Array(
-            offset=number * most,
-            tasks=tuple(tasks),
-            options=(f"--array={_ranges(tasks)}{throttle}",),
-            arguments=(str(number * most),),
-        )
-        for number, tasks in chunks.items()
-    ]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers as SLURM writes them: 0-3,7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 @dataclass(kw_only=True)
@@ -207,15 +168,15 @@ class _Submitting:
                 )
 
     def _refuse_arrays_where_there_are_none(self, resolved: Mapping[str, Resolved]) -> None:
-        arrays = [
+        names = [
             each.stage.name
             for each in resolved.values()
             if each.stage.launch == "array" and each.state != "done"
         ]
-        if arrays and not self.most:
+        if names and not self.most:
             raise CommandFailed(
                 "this cluster takes no job arrays (MaxArraySize = 0 in `scontrol show config`), "
-                f"and these stages are arrays even with parts: 1: {', '.join(arrays)}. Make each "
+                f"and these stages are arrays even with parts: 1: {', '.join(names)}. Make each "
                 "of them with `ipt run CONFIG --until STAGE`, inside a job of one node, then "
                 "submit the rest"
             )
@@ -237,9 +198,12 @@ class _Submitting:
             make_room(resolved.folder)
         script = place.folder / f"{stage.name}.sbatch"
         write_atomically(script, render(stage, place))
-        dependency = [f"--dependency=afterok:{':'.join(after)}"] if after else []
-        new = []
-        for array in _arrays(stage, needed, place.cluster, most=self.most):
+        # What is in the queue already has its own share of what may run at once.
+        has_limit = place.cluster.resources(stage).at_once is not None
+        in_queue = tuple(mine.waiting) if mine and has_limit else ()
+        new: list[Submission] = []
+        for array in arrays(stage, needed, place.cluster, most=self.most):
+            before = in_queue if array.follows is None else (new[array.follows].job,)
             submission = Submission(
                 job="",
                 stage=stage.name,
@@ -248,19 +212,18 @@ class _Submitting:
                 parts=parts,
                 offset=array.offset,
                 tasks=array.tasks,
-                after=after,
+                after=(*after, *before),
                 time=self.time,
             )
-            options = [f"--comment={comment(submission, place.run_folder)}", *dependency]
-            job = slurm.submit(
-                script, options=[*options, *array.options], arguments=array.arguments
-            )
+            said = f"--comment={comment(submission, place.run_folder)}"
+            options = [said, *dependency(after, before), *array.options]
+            job = slurm.submit(script, options=options, arguments=array.arguments)
             submission = Submission(**{**vars(submission), "job": job})
             record(place.folder, submission)
             new.append(submission)
             self.handed_in.append(submission)
             tasks = "" if array.tasks is None else f", {len(array.tasks)} of {parts} parts"
-            waiting = f", after {', '.join(after)}" if after else ""
+            waiting = f", after {', '.join(submission.after)}" if submission.after else ""
             print(f"▸ {stage.name:<32} job {job}{tasks}{waiting}", flush=True)
         return new
 

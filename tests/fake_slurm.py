@@ -67,8 +67,8 @@ def calls(fake: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def waits_for(call: str) -> set[str]:
-    found = re.search(r"--dependency=afterok:(\S+)", call)
+def waits_for(call: str, how: str = "afterok") -> set[str]:
+    found = re.search(rf"--dependency=\S*?\b{how}:([^\s,]+)", call)
     return set(found[1].split(":")) if found else set()
 
 

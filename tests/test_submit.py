@@ -1,12 +1,11 @@
 """What `ipt submit` would tell a cluster, without one: a fake sbatch and squeue keep account."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
 from demo_run import ROOT, STAGES, Run
-from fake_slurm import CPU, calls, on_the_path, put, submit_run, waits_for
+from fake_slurm import CPU, calls, on_the_path, submit_run, waits_for
 
 from launch import submit as submitting
 from launch.submit import submit
@@ -147,42 +146,6 @@ def test_another_config_is_refused_while_jobs_of_the_first_are_in_the_queue(run,
     assert calls(fake) == before
 
 
-def test_arrays_are_cut_to_what_the_cluster_takes(run, fake, tmp_path):
-    (fake / "scontrol").write_text("#!/bin/bash\necho 'MaxArraySize            = 10'\n")
-    cluster = tmp_path / "cluster.yaml"
-    cluster.write_text("array: {parts: 25, at_once: 9}")
-
-    submit_run(run, cluster)
-
-    of_stage = [call for call in calls(fake) if "corrupt-sr2@photos.sbatch" in call]
-    arrays = [re.search(r"--array=(\S+)", call)[1] for call in of_stage]
-    assert arrays == ["0-9%3", "0-9%3", "0-4%3"]
-    assert [call.split()[-1] for call in of_stage] == ["0", "10", "20"]
-
-
-def test_a_cluster_without_arrays_is_told_what_to_do_instead(run, fake):
-    put(fake / "scontrol", "#!/bin/bash\necho 'MaxArraySize            = 0'\n")
-
-    with pytest.raises(CommandFailed, match=r"no job arrays .*corrupt-sr2@photos.*`ipt run") as no:
-        submit_run(run)
-
-    assert "pretrain" not in str(no.value)
-    assert calls(fake) == []
-
-
-def test_a_cluster_without_arrays_carries_what_needs_none(run, finished, fake):
-    put(fake / "scontrol", "#!/bin/bash\necho 'MaxArraySize            = 0'\n")
-    shutil.copytree(finished.folder, run.folder)
-
-    submit_run(run, CPU, "finetune.sr2.samples=48")
-
-    assert any("finetune-sr2.sbatch" in call for call in calls(fake))
-
-
-def test_ranges_are_as_slurm_writes_them():
-    assert submitting._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
-
-
 def test_cancel_names_the_jobs_of_this_run_only(run, fake, capsys):
     submit_run(run)
     (fake / "queue").write_text(
@@ -213,54 +176,3 @@ def test_a_controller_that_does_not_answer_ends_a_submission_before_it_begins(ru
         submit_run(run)
 
     assert calls(fake) == []
-
-
-def test_status_tells_from_folders_what_a_job_said_last(run, fake, monkeypatch):
-    submit_run(run)
-    job = {each.stage: each.job for each in read_records(run.folder / "slurm")}["rain-layers"]
-    (fake / "queue").unlink()
-    events = run.folder / "slurm" / "jobs" / f"{job}.events"
-    events.write_text("2026-01-01 00:00:00 start 0 on n1\n2026-01-01 00:00:09 failed: why\n")
-    (run.folder / "slurm" / "jobs" / f"{job}.ended").write_text("1\n")
-    with_slurm = run("status")
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-
-    for output in (with_slurm, run("status")):
-        rows = {line.split()[1]: line for line in output.splitlines() if line.startswith("  ")}
-        assert re.search(rf"✗  rain-layers +failed +{job}  failed: why", rows["rain-layers"])
-        assert re.search(r"✗  pretrain +cancelled", rows["pretrain"])
-    assert "SLURM does not answer here" in output
-
-
-def test_status_has_the_queue_and_the_time_left(run, fake):
-    submit_run(run)
-    queue = (fake / "queue").read_text()
-    queue = queue.replace(
-        "0|PENDING|Dependency|tiny:corrupt-sr2@photos", "0|RUNNING|None|tiny:corrupt-sr2@photos"
-    )
-    (fake / "queue").write_text(queue)
-
-    rows = {line.split()[1]: line for line in run("status").splitlines() if line.startswith("  ")}
-
-    assert "1 running, 3 pending" in rows["corrupt-sr2@photos"]
-    assert re.search(r"pretrain +pending +\d+ +Dependency", rows["pretrain"])
-
-
-def test_status_shows_the_last_step_of_a_training(run, fake):
-    run("run", "--before", "pretrain")
-    (folder,) = {
-        each.folder
-        for each in build_graph(load_config(run.config)).resolve(run.folder).values()
-        if each.stage.name == "pretrain"
-    }
-    (folder / "logs").mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text('{"step": 2, "samples": 48, "seconds_left": 16.2}\n')
-    (folder / "logs" / "log.txt").write_text(
-        "2026-01-01 00:00:00 step 2/6  samples 48  loss 5  6 samples/s\n"
-        "2026-01-01 00:00:01 saved step-00000002 in 0.1 s\n"
-    )
-
-    (row,) = (line for line in run("status").splitlines() if line.startswith("  ·  pretrain "))
-
-    assert "step 2/6  samples 48  loss 5  6 samples/s (" in row
-    assert row.endswith("16 s")
