@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from launch.terminal import CommandFailed
 TIMEOUT = 120  # seconds, of one answer
 DEFAULT_MAX_ARRAY_SIZE = 1001
 FIELDS = "%F|%K|%T|%r|%j|%k"  # last what people choose, with "|" in it if they like
-COMPLETING_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +77,6 @@ def queued_jobs() -> list[QueuedJob]:
             QueuedJob(job=job, task=number, state=state, name=name, reason=reason, comment=comment)
         )
     return jobs
-
-
-def settled_jobs() -> list[QueuedJob]:
-    """`queued_jobs` once none of them is on its way out, so that it is known which ones go on."""
-    until = time.monotonic() + COMPLETING_SECONDS
-    while True:
-        jobs = queued_jobs()
-        if all(job.state != "COMPLETING" for job in jobs) or time.monotonic() > until:
-            return jobs
-        time.sleep(1)
 
 
 def submit(script: Path, *, options: Sequence[str], arguments: Sequence[str]) -> str:

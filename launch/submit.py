@@ -22,6 +22,7 @@ from launch.submitted import (
     live_stages,
     read_records,
     record,
+    settled_stages,
 )
 from launch.terminal import CommandFailed
 from pipeline.artifacts import canonical_digest, write_atomically
@@ -126,7 +127,7 @@ class _Submitting:
     def hand_in(self, graph: Graph) -> None:
         place = self.place
         self.records = read_records(place.folder)
-        live = live_stages(slurm.settled_jobs(), self.records, place.run_folder)
+        live = settled_stages(self.records, place.run_folder)
         # After the queue was read: what has ended meanwhile is sealed by now.
         resolved = graph.resolve(place.run_folder)
         self._refuse_other_configs(graph, live)

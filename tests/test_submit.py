@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from demo_run import ROOT, STAGES, Run
-from fake_slurm import CPU, calls, on_the_path, submit_run, waits_for
+from fake_slurm import CPU, calls, on_the_path, put, submit_run, waits_for
 
 from launch import submit as submitting
 from launch.submit import submit
@@ -72,6 +72,31 @@ def test_jobs_whose_records_are_lost_are_known_by_what_they_carry(run, fake):
     submit_run(run)
 
     assert calls(fake) == before
+
+
+# A squeue that counts its answers, and of whose jobs one ends after the second.
+COMPLETING = """#!/bin/bash
+cd "${0%/*}"
+echo asked >>asked
+[ "$(wc -l <asked)" -lt 3 ] || sed -i '/COMPLETING/d' queue
+cat queue 2>/dev/null || true
+"""
+
+
+@pytest.mark.parametrize(("name", "asked"), [("tiny:pretrain", 3), ("other:pretrain", 1)])
+def test_only_jobs_of_this_run_that_are_ending_are_waited_for(run, fake, name, asked):
+    submit_run(run)
+    job = {each.stage: each.job for each in read_records(run.folder / "slurm")}["pretrain"]
+    queue = (fake / "queue").read_text()
+    ending = re.search(rf"^{job}\|.*\n", queue, re.M)[0].replace("PENDING", "COMPLETING")
+    other = ending.replace("tiny:", "other:").replace(str(run.folder), str(run.folder.parent))
+    line = ending if name.startswith("tiny:") else other.replace(job, "99")
+    (fake / "queue").write_text(queue + line)
+    put(fake / "squeue", COMPLETING)
+
+    submit_run(run)
+
+    assert len((fake / "asked").read_text().split()) == asked
 
 
 def test_a_submission_that_broke_off_is_completed(run, fake):
