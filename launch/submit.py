@@ -72,12 +72,11 @@ def cancel(path: Path, overrides: tuple[str, ...]) -> int:
         return 0
     with writing(folder, patience=PATIENCE):  # not in the middle of a submission
         live = live_stages(slurm.queued_jobs(), read_records(folder), run_folder)
-        jobs = [(job, stage) for stage, each in live.items() for job in each.waiting]
-        if jobs:
-            slurm.cancel([job for job, _ in jobs])
-    for job, stage in jobs:
-        print(f"✗ {stage:<32} job {job} cancelled")
-    if not jobs:
+        if live:
+            slurm.cancel([job for stage in live.values() for job in stage.waiting])
+    for name, stage in live.items():
+        _print_cancelled(name, stage)
+    if not live:
         print(f"nothing of {config.name} is in the queue")
     return 0
 
@@ -140,9 +139,12 @@ class _Submitting:
                 print(f"✓ {stage.name:<32} done")
                 continue
             parents = [parent.name for parent in stage.inputs.values()]
-            if mine is not None and self._made_again(parents):
-                # Its dependency can't be met any more: SLURM is about to cancel it.
+            again = self._made_again(parents)
+            if mine is not None and again:
+                # It waits for what won't come, or runs on what is no longer there.
                 slurm.cancel(list(mine.waiting))
+                why = f": it reads what is made again, {', '.join(again)}"
+                _print_cancelled(stage.name, mine, why)
                 mine = None
             known = dependencies(mine, self.records, place.folder) if mine else ()
             if known:
@@ -151,8 +153,9 @@ class _Submitting:
             new = self._hand_in_stage(each, mine, after)
             waits[stage.name] = (*known, *(submission.job for submission in new))
 
-    def _made_again(self, names: Sequence[str]) -> bool:
-        return any(submission.stage in names for submission in self.handed_in)
+    def _made_again(self, names: Sequence[str]) -> list[str]:
+        handed_in = {submission.stage for submission in self.handed_in}
+        return [name for name in names if name in handed_in]
 
     def _refuse_other_configs(self, graph: Graph, live: dict[str, LiveStage]) -> None:
         """Jobs of one run must all mean the same by it."""
@@ -227,6 +230,12 @@ class _Submitting:
             waiting = f", after {', '.join(submission.after)}" if submission.after else ""
             print(f"▸ {stage.name:<32} job {job}{tasks}{waiting}", flush=True)
         return new
+
+
+def _print_cancelled(name: str, stage: LiveStage, why: str = "") -> None:
+    for job in stage.waiting:
+        states = {each.state.lower() for each in stage.queued if each.job == job}
+        print(f"✗ {name:<32} job {job} ({', '.join(sorted(states))}) cancelled{why}", flush=True)
 
 
 def _print_end(handed_in: Sequence[Submission], path: Path, overrides: Sequence[str]) -> None:

@@ -113,12 +113,15 @@ def test_a_submission_that_broke_off_is_completed(run, fake):
     assert sorted(stages) == sorted(STAGES)
 
 
-def test_what_waits_for_a_job_that_is_gone_is_handed_in_again(run, fake):
+def test_what_waits_for_a_job_that_is_gone_is_handed_in_again(run, fake, capsys):
     submit_run(run)
     first = {each.stage: each.job for each in read_records(run.folder / "slurm")}
     queue = (fake / "queue").read_text().splitlines(keepends=True)
     gone = first["rain-layers"]
-    (fake / "queue").write_text("".join(line for line in queue if not line.startswith(gone)))
+    left = "".join(line for line in queue if not line.startswith(gone))
+    started = f"{first['pretrain']}|N/A|"
+    (fake / "queue").write_text(left.replace(f"{started}PENDING", f"{started}RUNNING"))
+    capsys.readouterr()
 
     submit_run(run)
 
@@ -128,6 +131,11 @@ def test_what_waits_for_a_job_that_is_gone_is_handed_in_again(run, fake):
     assert changed == graph.downstream("rain-layers")
     cancelled = set((fake / "cancelled").read_text().split())
     assert cancelled == {first[stage] for stage in changed - {"rain-layers"}}
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("✗ ")]
+    assert {row.split()[1] for row in rows} == changed - {"rain-layers"}
+    job = first["pretrain"]
+    why = rf"job {job} \(running\) cancelled: it reads what is made again, corrupt-derain@photos"
+    assert any(re.search(rf"pretrain +{why}", row) for row in rows), rows
 
 
 def test_parts_of_an_array_that_are_in_the_queue_are_not_handed_in_again(run, fake):
