@@ -1,10 +1,13 @@
 """What `ipt status` shows, with a fake SLURM and without one."""
 
+import os
 import re
+import time
+from pathlib import Path
 
 import pytest
 from demo_run import Run
-from fake_slurm import on_the_path, submit_run
+from fake_slurm import on_the_path, put, submit_run
 
 from launch.submitted import read_records
 from pipeline.config_file import load_config
@@ -19,6 +22,105 @@ def fake(tmp_path, monkeypatch):
 @pytest.fixture
 def run(tmp_path) -> Run:
     return Run(tmp_path)
+
+
+def rows_of(run: Run) -> dict[str, str]:
+    lines = run("status").partition("\nlogs\n")[0].splitlines()
+    return {line.split()[1]: line for line in lines if line.startswith("  ")}
+
+
+def jobs_of(run: Run) -> dict[str, str]:
+    return {each.stage: each.job for each in read_records(run.folder / "slurm")}
+
+
+def say(run: Run, job: str, *events: str) -> Path:
+    """What a batch script leaves; the path without a suffix."""
+    path = run.folder / "slurm" / "jobs" / job
+    lines = [f"2026-01-01 00:00:{second:02d} {event}\n" for second, event in enumerate(events)]
+    Path(f"{path}.events").write_text("".join(lines))
+    return path
+
+
+def shut(fake: Path) -> None:
+    put(fake / "squeue", "#!/bin/bash\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+
+
+def test_without_an_answer_jobs_that_said_nothing_yet_are_submitted(run, fake):
+    submit_run(run)
+    shut(fake)
+
+    rows = rows_of(run)
+
+    for stage, job in jobs_of(run).items():
+        of_array = r"\d " if stage.startswith("corrupt") else ""
+        assert re.search(rf"·  {stage} +({of_array})submitted +{job}\s*$", rows[stage]), rows[stage]
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds", "expected"),
+    [
+        (("start 0 on n1",), None, "▸  {} +started +{}  start 0 on n1"),
+        (
+            ("start 0 on n1",),
+            12,
+            r"▸  {} +running +{}  start 0 on n1, last sign of life 1\d s",
+        ),
+        (("start 0 on n1",), 7300, "▸  {} +started +{}  .*, last sign of life 2 h 01 min ago"),
+        (("start 0 on n1", "SIGTERM"), 12, "▸  {} +running +{}  SIGTERM, last sign"),
+        (("start 0 on n1", "requeued: srun 1"), 12, "▸  {} +started +{}  requeued: srun 1"),
+        (("start 0 on n1", "ended by SLURM"), 12, "✗  {} +cancelled +{}  ended by SLURM"),
+        (("start 0 on n1", "done"), 12, "·  {} +ended +{}  done"),
+    ],
+)
+def test_without_an_answer_a_job_is_where_it_last_said(run, fake, events, seconds, expected):
+    submit_run(run)
+    shut(fake)
+    job = jobs_of(run)["pretrain"]
+    path = say(run, job, *events)
+    if seconds is not None:
+        alive = Path(f"{path}-0.alive")
+        alive.touch()
+        os.utime(alive, (time.time() - seconds,) * 2)
+
+    row = rows_of(run)["pretrain"]
+
+    assert re.search(expected.format("pretrain", job), row), row
+
+
+def test_without_an_answer_the_parts_of_an_array_are_counted(run, fake):
+    submit_run(run)
+    shut(fake)
+    job = jobs_of(run)["corrupt-sr2@photos"]
+    Path(f"{say(run, f'{job}_0', 'start 0 on n1')}-0.alive").touch()
+    say(run, f"{job}_1", "start 0 on n1", "done")
+
+    rows = rows_of(run)
+
+    assert "1 running, 1 ended, 2 submitted" in rows["corrupt-sr2@photos"]
+    assert re.search(r"·  pretrain +submitted", rows["pretrain"])
+
+
+def test_parts_that_were_handed_in_at_different_times_are_all_counted(run, fake):
+    submit_run(run)
+    first = jobs_of(run)["corrupt-sr2@photos"]
+    queue = (fake / "queue").read_text().splitlines(keepends=True)
+    (fake / "queue").write_text("".join(line for line in queue if f"{first}|2|" not in line))
+    say(run, f"{first}_2", "start 0 on n1", "failed: the old way")
+    (run.folder / "slurm" / "jobs" / f"{first}_2.ended").write_text("1\n")
+    submit_run(run)
+    shut(fake)
+
+    rows = rows_of(run)
+    say(run, f"{first}_1", "start 0 on n1", "failed: why")
+    (run.folder / "slurm" / "jobs" / f"{first}_1.ended").write_text("1\n")
+    rows_after_failure = rows_of(run)
+
+    job = jobs_of(run)["corrupt-sr2@photos"]
+    assert job != first
+    row = rows["corrupt-sr2@photos"]
+    assert re.search(rf" 4 submitted +{first}, {job}\s*$", row), row
+    assert re.search(r"failed .*  part 1 failed: why\s*$", rows_after_failure["corrupt-sr2@photos"])
+    assert re.search(r"cancelled .*never began", rows_after_failure["report"])
 
 
 def test_status_tells_from_folders_what_a_job_said_last(run, fake, monkeypatch):
