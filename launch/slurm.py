@@ -14,6 +14,12 @@ TIMEOUT = 120  # seconds, of one answer
 DEFAULT_MAX_ARRAY_SIZE = 1001
 FIELDS = "%F|%K|%T|%r|%j|%k"  # last what people choose, with "|" in it if they like
 
+# Ends of a job in the accounting.
+ENDED_BADLY = (
+    *("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedJob:
@@ -105,7 +111,8 @@ def max_array_size() -> int:
 
 
 def accounted_states(jobs: Sequence[str]) -> dict[str, str]:
-    """The last states of jobs as the accounting has them, by id; none where there is no sacct."""
+    """How jobs ended as the accounting has it, by id, each task of an array as 12_3; nothing of
+    those that it takes for alive, and none where there is no sacct."""
     if not jobs or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State"]
@@ -113,5 +120,23 @@ def accounted_states(jobs: Sequence[str]) -> dict[str, str]:
         output = _ask([*command, f"--jobs={','.join(jobs)}"])
     except CommandFailed:  # many clusters keep no accounts
         return {}
-    rows = (line.split("|", 1) for line in output.splitlines() if "|" in line)
-    return {job: state.split()[0] for job, state in rows if state}
+    states: dict[str, str] = {}
+    for line in output.splitlines():
+        ids, _, words = line.partition("|")
+        state = words.partition(" ")[0]  # of "CANCELLED by 1000", say
+        if state in (*ENDED_BADLY, "COMPLETED"):
+            states |= dict.fromkeys(_tasks(ids), state)
+    return states
+
+
+def _tasks(ids: str) -> list[str]:
+    """Of 12_[4-6,9%2] or 12_[0-8:2], tasks that never began, each by itself."""
+    job, bracket, ranges = ids.partition("_[")
+    if not bracket:
+        return [ids]
+    tasks: list[str] = []
+    found = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", ranges.partition("%")[0])
+    for first, last, step in found:
+        numbers = range(int(first), int(last or first) + 1, int(step or 1))
+        tasks += [f"{job}_{number}" for number in numbers]
+    return tasks

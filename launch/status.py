@@ -29,7 +29,7 @@ from pipeline.graph import Resolved
 from pipeline.locks import holder
 from stages.recipe import build_graph
 
-MARKS = {"done": "✓", "running": "▸", "started": "▸", "failed": "✗", "cancelled": "✗"}
+BAD = {state.lower() for state in slurm.ENDED_BADLY}
 STEP = re.compile(r"\bstep (\d+)/(\d+)\b")
 NEVER_BEGAN = "never began: what it waits for was not made"
 
@@ -60,11 +60,14 @@ def status(path: Path, overrides: tuple[str, ...]) -> int:
         if row is None and live is None:
             row = _row_of_untold(tasks, folder, is_lost=is_lost)
         elif row is None:
-            row = _row_of_gone(tasks, folder, accounted)
+            is_missing_input = any(
+                resolved[parent.name].state != "done" for parent in each.stage.inputs.values()
+            )
+            row = _row_of_gone(tasks, folder, accounted, is_missing_input=is_missing_input)
         if row.state == "failed" or (is_lost and row.state == "cancelled"):
             lost.add(name)
         step, left = ("", "") if row.state == "done" else _progress(each)
-        rows.append([MARKS.get(row.state, "·"), name, row.state, row.job, row.why, step, left])
+        rows.append([_mark(row.state), name, row.state, row.job, row.why, step, left])
         log = _log(each, of_stage, folder)
         if log is not None and row.state != "done":
             logs.append(f"  {name:<32} {log}")
@@ -114,14 +117,16 @@ def _row(
     return None if tasks else _Row(state=resolved.state, why=resolved.reason)
 
 
-def _row_of_gone(tasks: Sequence[Task], folder: Path, accounted: dict[str, str]) -> _Row:
+def _row_of_gone(
+    tasks: Sequence[Task], folder: Path, accounted: dict[str, str], *, is_missing_input: bool
+) -> _Row:
     """A stage whose jobs SLURM has finished with, and that is not made."""
-    jobs = [task.record.job for task in tasks]
-    known = {state for job, state in accounted.items() if job.partition("_")[0] in jobs}
-    last = _newest(accounts(tasks, folder))
-    guess = "ended" if last.said and last.said != ENDED_BY_SLURM else "cancelled"
-    state = ", ".join(sorted(known)).lower() or guess
-    return _Row(state=state, job=jobs_of(tasks), why=last.said or NEVER_BEGAN)
+    found, states = accounts(tasks, folder), []
+    for task, account in zip(tasks, found, strict=True):
+        guess = "ended" if account.said and account.said != ENDED_BY_SLURM else "cancelled"
+        states.append(accounted.get(task.id, guess).lower())
+    why = _newest(found).said or (NEVER_BEGAN if is_missing_input else "never began")
+    return _Row(state=_counted(states), job=jobs_of(tasks), why=why)
 
 
 def _row_of_untold(tasks: Sequence[Task], folder: Path, *, is_lost: bool) -> _Row:
@@ -130,6 +135,13 @@ def _row_of_untold(tasks: Sequence[Task], folder: Path, *, is_lost: bool) -> _Ro
     if is_lost and all(each.state == "submitted" for each in found):
         return _Row(state="cancelled", job=jobs, why=NEVER_BEGAN)
     return _Row(state=_counted([each.state for each in found]), job=jobs, why=_newest(found).said)
+
+
+def _mark(state: str) -> str:
+    words = set(re.findall(r"[a-z_]+", state))
+    if state == "done" or words & {"running", "started"}:
+        return "✓" if state == "done" else "▸"
+    return "✗" if words & BAD else "·"
 
 
 def _newest(found: Sequence[Account]) -> Account:

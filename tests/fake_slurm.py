@@ -44,6 +44,10 @@ FAKES = {
     "squeue": '#!/bin/bash\ncat "$(dirname "$0")/queue" 2>/dev/null || true\n',
     "scancel": '#!/bin/bash\necho "$*" >>"$(dirname "$0")/cancelled"\n'
     'for job; do sed -i "/^$job|/d" "$(dirname "$0")/queue"; done\n',
+    # No accounts, unless a test writes some, as `sacct -X --parsable2` prints them.
+    "sacct": '#!/bin/bash\necho "$*" >>"$(dirname "$0")/sacct-calls"\n'
+    'cat "$(dirname "$0")/accounts" 2>/dev/null || '
+    '{ echo "Slurm accounting storage is disabled" >&2; exit 1; }\n',
     "scontrol": "#!/bin/bash\necho 'MaxArraySize            = 1001'\n",
 }
 

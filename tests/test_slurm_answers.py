@@ -49,3 +49,28 @@ def test_names_and_comments_of_other_jobs_may_be_anything(fake):
         name="tiny:pretrain",
         comment="ipt,1,a|b",
     )
+
+
+def test_accounts_are_of_each_task(fake):
+    (fake / "accounts").write_text(
+        "11|COMPLETED\n12_3|TIMEOUT\n12_0|RUNNING\n12_[4-5,9%2]|CANCELLED by 1000\n"
+        "13|NODE_FAIL\n14|\n15|PENDING\n16_[0-4:2]|CANCELLED by 0\n"
+    )
+
+    states = slurm.accounted_states(["11", "12", "13", "14", "15", "16"])
+
+    assert states == {
+        "11": "COMPLETED",
+        "12_3": "TIMEOUT",
+        **dict.fromkeys(("12_4", "12_5", "12_9", "16_0", "16_2", "16_4"), "CANCELLED"),
+        "13": "NODE_FAIL",
+    }
+    (call,) = (fake / "sacct-calls").read_text().splitlines()
+    assert call.split() == [
+        *("-X", "--noheader", "--parsable2", "--format=JobID,State"),
+        "--jobs=11,12,13,14,15,16",
+    ]
+
+
+def test_a_cluster_without_accounts_is_no_error(fake):
+    assert slurm.accounted_states(["11"]) == {}

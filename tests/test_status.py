@@ -140,6 +140,51 @@ def test_status_tells_from_folders_what_a_job_said_last(run, fake, monkeypatch):
     assert "SLURM does not answer here" in output
 
 
+@pytest.mark.parametrize(
+    ("stage", "accounts", "expected"),
+    [
+        ("pretrain", "{}|CANCELLED by 1000", "✗  {} +cancelled +{}  never began"),
+        ("pretrain", "{}|TIMEOUT", "✗  {} +timeout +{}  start 0 on n1"),
+        ("pretrain", "{}|NODE_FAIL", "✗  {} +node_fail +{}  start 0 on n1"),
+        ("pretrain", "{}|OUT_OF_MEMORY", "✗  {} +out_of_memory +{}  start 0 on n1"),
+        # The accounting has not heard of an end that the queue has.
+        ("pretrain", "{}|RUNNING", "·  {} +ended +{}  start 0 on n1"),
+        (
+            "corrupt-sr2@photos",
+            "{0}_0|COMPLETED\n{0}_1|TIMEOUT\n{0}_[2-3%2]|CANCELLED by 0",
+            "✗  {} +1 completed, 1 timeout, 2 cancelled +{}  ",
+        ),
+        # The accounting has not heard of the end of part 3, which never said a word.
+        (
+            "corrupt-sr2@photos",
+            "{0}_0|COMPLETED\n{0}_[1-2]|CANCELLED by 1000\n{0}_3|RUNNING",
+            "✗  {} +1 completed, 3 cancelled +{}  ",
+        ),
+    ],
+)
+def test_status_has_how_jobs_ended_from_the_accounting(run, fake, stage, accounts, expected):
+    submit_run(run)
+    job = jobs_of(run)[stage]
+    (fake / "queue").unlink()
+    (fake / "accounts").write_text(f"{job}9|FAILED\n{accounts.format(job)}\n")
+    if "CANCELLED" not in accounts:
+        say(run, job, "start 0 on n1")
+
+    row = rows_of(run)[stage]
+
+    assert re.search(expected.format(stage, job), row), row
+
+
+def test_status_does_not_say_of_what_was_cancelled_that_its_inputs_are_missing(run, fake):
+    submit_run(run)
+    (fake / "queue").unlink()
+
+    rows = rows_of(run)
+
+    assert re.search(r"✗  source@photos +cancelled +\d+  never began\s*$", rows["source@photos"])
+    assert "never began: what it waits for was not made" in rows["pretrain"]
+
+
 def test_status_has_the_queue_and_the_time_left(run, fake):
     submit_run(run)
     queue = (fake / "queue").read_text()
