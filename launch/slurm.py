@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,13 @@ from launch.terminal import CommandFailed
 
 TIMEOUT = 120  # seconds, of one answer
 DEFAULT_MAX_ARRAY_SIZE = 1001
-FIELDS = "%F|%K|%T|%j|%r|%k"
-COMPLETING_SECONDS = 60
+FIELDS = "%F|%K|%T|%r|%j|%k"  # last what people choose, with "|" in it if they like
+
+# Ends of a job in the accounting.
+ENDED_BADLY = (
+    *("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,9 @@ def require() -> None:
 def _ask(command: Sequence[str]) -> str:
     """The output of a tool; CommandFailed with what it says itself."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT
+        )
     except subprocess.TimeoutExpired:
         raise CommandFailed(
             f"{command[0]}: no answer within {TIMEOUT} s; is the controller away? Give the same "
@@ -68,7 +74,10 @@ def queued_jobs() -> list[QueuedJob]:
     output = _ask(["squeue", "--noheader", "--array", f"--user={user}", f"--format={FIELDS}"])
     jobs = []
     for line in output.splitlines():
-        job, task, state, name, reason, comment = line.split("|", 5)
+        fields = line.split("|", 5)
+        if len(fields) < 6 or not fields[0].isdigit():
+            continue  # cut by a newline in another job's name or comment; ours have none
+        job, task, state, reason, name, comment = fields
         number = int(task) if task.isdigit() else None
         jobs.append(
             QueuedJob(job=job, task=number, state=state, name=name, reason=reason, comment=comment)
@@ -76,20 +85,17 @@ def queued_jobs() -> list[QueuedJob]:
     return jobs
 
 
-def settled_jobs() -> list[QueuedJob]:
-    """`queued_jobs` once none of them is on its way out, so that it is known which ones go on."""
-    until = time.monotonic() + COMPLETING_SECONDS
-    while True:
-        jobs = queued_jobs()
-        if all(job.state != "COMPLETING" for job in jobs) or time.monotonic() > until:
-            return jobs
-        time.sleep(1)
-
-
 def submit(script: Path, *, options: Sequence[str], arguments: Sequence[str]) -> str:
     """Hand in a batch script; the id of its job."""
-    output = _ask(["sbatch", "--parsable", *options, str(script), *arguments])
-    return output.strip().partition(";")[0]  # what follows is the cluster's name
+    output = _ask(["sbatch", "--parsable", *options, str(script), *arguments]).strip()
+    last_line = output.rpartition("\n")[2]  # a site's own sbatch may print something before it
+    found = re.fullmatch(r"(\d+)(;.*)?", last_line.strip())  # the cluster's name may follow
+    if not found:
+        raise CommandFailed(
+            f"sbatch printed no job's id on its last line, but {output!r}; if it took "
+            f"{script.name} all the same, the same command, given again, finds that job and goes on"
+        )
+    return found[1]
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -97,7 +103,7 @@ def cancel(jobs: Sequence[str]) -> None:
 
 
 def max_array_size() -> int:
-    """One more than the largest index of an array's task."""
+    """One more than the largest index of an array's task; 0 where there are no arrays."""
     if shutil.which("scontrol") is None:
         return DEFAULT_MAX_ARRAY_SIZE
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]), re.M)
@@ -105,7 +111,8 @@ def max_array_size() -> int:
 
 
 def accounted_states(jobs: Sequence[str]) -> dict[str, str]:
-    """The last states of jobs as the accounting has them, by id; none where there is no sacct."""
+    """How jobs ended as the accounting has it, by id, each task of an array as 12_3; nothing of
+    those that it takes for alive, and none where there is no sacct."""
     if not jobs or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State"]
@@ -113,5 +120,23 @@ def accounted_states(jobs: Sequence[str]) -> dict[str, str]:
         output = _ask([*command, f"--jobs={','.join(jobs)}"])
     except CommandFailed:  # many clusters keep no accounts
         return {}
-    rows = (line.split("|", 1) for line in output.splitlines() if "|" in line)
-    return {job: state.split()[0] for job, state in rows if state}
+    states: dict[str, str] = {}
+    for line in output.splitlines():
+        ids, _, words = line.partition("|")
+        state = words.partition(" ")[0]  # of "CANCELLED by 1000", say
+        if state in (*ENDED_BADLY, "COMPLETED"):
+            states |= dict.fromkeys(_tasks(ids), state)
+    return states
+
+
+def _tasks(ids: str) -> list[str]:
+    """Of 12_[4-6,9%2] or 12_[0-8:2], tasks that never began, each by itself."""
+    job, bracket, ranges = ids.partition("_[")
+    if not bracket:
+        return [ids]
+    tasks: list[str] = []
+    found = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", ranges.partition("%")[0])
+    for first, last, step in found:
+        numbers = range(int(first), int(last or first) + 1, int(step or 1))
+        tasks += [f"{job}_{number}" for number in numbers]
+    return tasks

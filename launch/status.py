@@ -9,6 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import slurm
+from launch.job_accounts import (
+    ENDED_BY_SLURM,
+    Account,
+    Task,
+    accounts,
+    failures,
+    jobs_of,
+    last_line,
+    last_lines,
+    last_tasks,
+)
 from launch.sbatch import SLURM_FOLDER
 from launch.submitted import LiveStage, Submission, live_stages, read_records
 from launch.terminal import CommandFailed, print_table
@@ -18,10 +29,9 @@ from pipeline.graph import Resolved
 from pipeline.locks import holder
 from stages.recipe import build_graph
 
-MARKS = {"done": "✓", "running": "▸", "failed": "✗", "cancelled": "✗"}
+BAD = {state.lower() for state in slurm.ENDED_BADLY}
 STEP = re.compile(r"\bstep (\d+)/(\d+)\b")
-TAIL_BYTES = 4000
-ENDED_BY_SLURM = "ended by SLURM"  # what a batch script says of it
+NEVER_BEGAN = "never began: what it waits for was not made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +51,23 @@ def status(path: Path, overrides: tuple[str, ...]) -> int:
     live, accounted = _ask_slurm(records, run_folder.absolute())
     print(f"{config.name}: {path}, in {run_folder}\n")
     rows, logs = [], []
+    lost: set[str] = set()  # failed, or waits for what did
     for name, each in resolved.items():
         of_stage = [record for record in records if record.stage == name]
-        row = _row(each, (live or {}).get(name), of_stage, folder, accounted)
+        tasks = last_tasks(of_stage)
+        is_lost = any(parent.name in lost for parent in each.stage.inputs.values())
+        row = _row(each, (live or {}).get(name), tasks, folder)
+        if row is None and live is None:
+            row = _row_of_untold(tasks, folder, is_lost=is_lost)
+        elif row is None:
+            is_missing_input = any(
+                resolved[parent.name].state != "done" for parent in each.stage.inputs.values()
+            )
+            row = _row_of_gone(tasks, folder, accounted, is_missing_input=is_missing_input)
+        if row.state == "failed" or (is_lost and row.state == "cancelled"):
+            lost.add(name)
         step, left = ("", "") if row.state == "done" else _progress(each)
-        rows.append([MARKS.get(row.state, "·"), name, row.state, row.job, row.why, step, left])
+        rows.append([_mark(row.state), name, row.state, row.job, row.why, step, left])
         log = _log(each, of_stage, folder)
         if log is not None and row.state != "done":
             logs.append(f"  {name:<32} {log}")
@@ -73,55 +95,63 @@ def _ask_slurm(
 def _row(
     resolved: Resolved,
     live: LiveStage | None,
-    records: Sequence[Submission],
+    tasks: Sequence[Task],
     folder: Path,
-    accounted: dict[str, str],
-) -> _Row:
-    jobs = ", ".join(live.waiting) if live else records[-1].job if records else ""
+) -> _Row | None:
+    """What folders and queue say for certain; None of a job that is not in the queue, or of which
+    nobody knows whether it is."""
+    job = ", ".join(live.waiting) if live else jobs_of(tasks)
     if resolved.state == "done":
-        return _Row(state="done", job=jobs, why=resolved.reason)
+        return _Row(state="done", job=job, why=resolved.reason)
     if live is not None:
-        counts = Counter(job.state.lower() for job in live.queued)
-        is_one = len(live.queued) == 1
-        state = ", ".join(f"{'' if is_one else f'{n} '}{state}" for state, n in counts.items())
-        reasons = {job.reason for job in live.queued if job.is_waiting} - {"None"}
-        failed = _failures(records, folder)
-        return _Row(state=state, job=jobs, why="; ".join([*sorted(reasons), *failed]))
+        states = [queued.state.lower() for queued in live.queued]
+        reasons = {queued.reason for queued in live.queued if queued.is_waiting} - {"None"}
+        why = "; ".join([*sorted(reasons), *failures(tasks, folder)])
+        return _Row(state=_counted(states), job=job, why=why)
     owner = holder(resolved.folder) if resolved.folder and resolved.state == "resume" else None
     if owner:
-        return _Row(state="running", job=jobs, why=owner)
-    failed = _failures(records, folder)
+        return _Row(state="running", job=job, why=owner)
+    failed = failures(tasks, folder)
     if failed:
-        return _Row(state="failed", job=jobs, why="; ".join(failed))
-    if records:
-        known = {state for job, state in accounted.items() if job.partition("_")[0] == jobs}
-        last = _last_event(records[-1], folder)
-        guess = "ended" if last and last != ENDED_BY_SLURM else "cancelled"
-        why = last or "never began: what it waits for was not made"
-        return _Row(state=", ".join(sorted(known)).lower() or guess, job=jobs, why=why)
-    return _Row(state=resolved.state, why=resolved.reason)
+        return _Row(state="failed", job=job, why="; ".join(failed))
+    return None if tasks else _Row(state=resolved.state, why=resolved.reason)
 
 
-def _failures(records: Sequence[Submission], folder: Path) -> list[str]:
-    """What the last jobs of a stage said when they gave up."""
-    if not records:
-        return []
-    said = []
-    last = [record for record in records if record.time >= records[-1].time]
-    for record in last:
-        for task in record.tasks or (None,):
-            account = record.account(folder, task)
-            ended, events = Path(f"{account}.ended"), Path(f"{account}.events")
-            if ended.is_file() and ended.read_text().strip() != "0":
-                part = "" if task is None else f"part {record.offset + task} "
-                said.append(part + _last_line(events)[20:])
-    return said
+def _row_of_gone(
+    tasks: Sequence[Task], folder: Path, accounted: dict[str, str], *, is_missing_input: bool
+) -> _Row:
+    """A stage whose jobs SLURM has finished with, and that is not made."""
+    found, states = accounts(tasks, folder), []
+    for task, account in zip(tasks, found, strict=True):
+        guess = "ended" if account.said and account.said != ENDED_BY_SLURM else "cancelled"
+        states.append(accounted.get(task.id, guess).lower())
+    why = _newest(found).said or (NEVER_BEGAN if is_missing_input else "never began")
+    return _Row(state=_counted(states), job=jobs_of(tasks), why=why)
 
 
-def _last_event(record: Submission, folder: Path) -> str:
-    events = folder.glob(f"jobs/{record.job}[._]*events")
-    newest = max(events, key=lambda path: path.stat().st_mtime, default=None)
-    return _last_line(newest)[20:] if newest else ""
+def _row_of_untold(tasks: Sequence[Task], folder: Path, *, is_lost: bool) -> _Row:
+    """A stage whose jobs are in the queue, run or have ended: SLURM can't be asked."""
+    found, jobs = accounts(tasks, folder), jobs_of(tasks)
+    if is_lost and all(each.state == "submitted" for each in found):
+        return _Row(state="cancelled", job=jobs, why=NEVER_BEGAN)
+    return _Row(state=_counted([each.state for each in found]), job=jobs, why=_newest(found).said)
+
+
+def _mark(state: str) -> str:
+    words = set(re.findall(r"[a-z_]+", state))
+    if state == "done" or words & {"running", "started"}:
+        return "✓" if state == "done" else "▸"
+    return "✗" if words & BAD else "·"
+
+
+def _newest(found: Sequence[Account]) -> Account:
+    return max(found, key=lambda each: each.time)
+
+
+def _counted(states: Sequence[str]) -> str:
+    """Such as "1 running, 3 pending"; without a number where there is one job."""
+    counts = Counter(states)
+    return ", ".join(f"{f'{n} ' if len(states) > 1 else ''}{state}" for state, n in counts.items())
 
 
 def _log(resolved: Resolved, records: Sequence[Submission], folder: Path) -> Path | None:
@@ -138,7 +168,7 @@ def _progress(resolved: Resolved) -> tuple[str, str]:
     if not logs:
         return "", ""
     log = max(logs, key=lambda path: path.stat().st_mtime)
-    lines = [line[20:] for line in _last_lines(log)]  # without the time
+    lines = [line[20:] for line in last_lines(log)]  # without the time
     steps = [line for line in lines if STEP.search(line)]
     line = (steps or lines or [""])[-1]
     age = time.time() - log.stat().st_mtime
@@ -150,19 +180,6 @@ def _progress(resolved: Resolved) -> tuple[str, str]:
 def _time_left(metrics: Path) -> str:
     """As the training itself last logged it."""
     try:
-        return duration(json.loads(_last_line(metrics))["seconds_left"])
+        return duration(json.loads(last_line(metrics))["seconds_left"])
     except (ValueError, KeyError):
         return ""
-
-
-def _last_line(path: Path) -> str:
-    return (_last_lines(path) or [""])[-1]
-
-
-def _last_lines(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []

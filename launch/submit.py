@@ -2,13 +2,14 @@
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from launch import slurm
+from launch.arrays import arrays, dependency
 from launch.cluster import Cluster
 from launch.local import check_folders
 from launch.sbatch import SLURM_FOLDER, Place, check_processes, job_name, render
@@ -21,6 +22,7 @@ from launch.submitted import (
     live_stages,
     read_records,
     record,
+    settled_stages,
 )
 from launch.terminal import CommandFailed
 from pipeline.artifacts import canonical_digest, write_atomically
@@ -70,12 +72,11 @@ def cancel(path: Path, overrides: tuple[str, ...]) -> int:
         return 0
     with writing(folder, patience=PATIENCE):  # not in the middle of a submission
         live = live_stages(slurm.queued_jobs(), read_records(folder), run_folder)
-        jobs = [(job, stage) for stage, each in live.items() for job in each.waiting]
-        if jobs:
-            slurm.cancel([job for job, _ in jobs])
-    for job, stage in jobs:
-        print(f"✗ {stage:<32} job {job} cancelled")
-    if not jobs:
+        if live:
+            slurm.cancel([job for stage in live.values() for job in stage.waiting])
+    for name, stage in live.items():
+        _print_cancelled(name, stage)
+    if not live:
         print(f"nothing of {config.name} is in the queue")
     return 0
 
@@ -101,56 +102,16 @@ def _print_scripts(graph: Graph, place: Place) -> None:
         waits_for = [
             each.name for each in stage.inputs.values() if resolved[each.name].state != "done"
         ]
-        dependency = [f"--dependency=afterok:{':'.join(waits_for)}"] if waits_for else []
         parts = place.cluster.resources(stage).parts or 1
         limits = slurm.DEFAULT_MAX_ARRAY_SIZE
-        arrays = _arrays(stage, range(parts), place.cluster, most=limits)
-        for array in arrays:
-            options = [*dependency, *array.options]
+        calls = arrays(stage, range(parts), place.cluster, most=limits)
+        for array in calls:
+            followed = [] if array.follows is None else [calls[array.follows]]
+            before = [f"{stage.name}[{each.offset}…]" for each in followed]
+            options = [*dependency(waits_for, before), *array.options]
             script = f"{stage.name}.sbatch"
             print(f"\n# sbatch {shlex.join([*options, script, *array.arguments])}")
         print(render(stage, place), end="")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Array:
-    """One call of sbatch: some parts of an array stage, or a whole stage."""
-
-    offset: int = 0
-    tasks: tuple[int, ...] | None = None
-    options: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-
-
-def _arrays(stage: Stage, parts: Iterable[int], cluster: Cluster, *, most: int) -> list[_Array]:
-    """Calls of sbatch that make these parts, with at most `most` tasks each."""
-    if stage.launch != "array":
-        return [_Array()]
-    chunks: dict[int, list[int]] = {}
-    for part in sorted(parts):
-        chunks.setdefault(part // most, []).append(part % most)
-    at_once = cluster.resources(stage).at_once
-    throttle = f"%{max(1, at_once // len(chunks))}" if at_once else ""
-    return [
-        _Array(
-            offset=number * most,
-            tasks=tuple(tasks),
-            options=(f"--array={_ranges(tasks)}{throttle}",),
-            arguments=(str(number * most),),
-        )
-        for number, tasks in chunks.items()
-    ]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers as SLURM writes them: 0-3,7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 @dataclass(kw_only=True)
@@ -165,11 +126,12 @@ class _Submitting:
     def hand_in(self, graph: Graph) -> None:
         place = self.place
         self.records = read_records(place.folder)
-        live = live_stages(slurm.settled_jobs(), self.records, place.run_folder)
+        live = settled_stages(self.records, place.run_folder)
         # After the queue was read: what has ended meanwhile is sealed by now.
         resolved = graph.resolve(place.run_folder)
         self._refuse_other_configs(graph, live)
         self.most = slurm.max_array_size()
+        self._refuse_arrays_where_there_are_none(resolved)
         waits: dict[str, tuple[str, ...]] = {}  # for what the dependents of a stage wait
         for stage in graph.stages:
             each, mine = resolved[stage.name], live.get(stage.name)
@@ -177,9 +139,12 @@ class _Submitting:
                 print(f"✓ {stage.name:<32} done")
                 continue
             parents = [parent.name for parent in stage.inputs.values()]
-            if mine is not None and self._made_again(parents):
-                # Its dependency can't be met any more: SLURM is about to cancel it.
+            again = self._made_again(parents)
+            if mine is not None and again:
+                # It waits for what won't come, or runs on what is no longer there.
                 slurm.cancel(list(mine.waiting))
+                why = f": it reads what is made again, {', '.join(again)}"
+                _print_cancelled(stage.name, mine, why)
                 mine = None
             known = dependencies(mine, self.records, place.folder) if mine else ()
             if known:
@@ -188,8 +153,9 @@ class _Submitting:
             new = self._hand_in_stage(each, mine, after)
             waits[stage.name] = (*known, *(submission.job for submission in new))
 
-    def _made_again(self, names: Sequence[str]) -> bool:
-        return any(submission.stage in names for submission in self.handed_in)
+    def _made_again(self, names: Sequence[str]) -> list[str]:
+        handed_in = {submission.stage for submission in self.handed_in}
+        return [name for name in names if name in handed_in]
 
     def _refuse_other_configs(self, graph: Graph, live: dict[str, LiveStage]) -> None:
         """Jobs of one run must all mean the same by it."""
@@ -204,6 +170,20 @@ class _Submitting:
                     f"{name} is in the queue with {why} (job {', '.join(stage.waiting)}): wait "
                     "for it, or give `ipt cancel`, then submit again"
                 )
+
+    def _refuse_arrays_where_there_are_none(self, resolved: Mapping[str, Resolved]) -> None:
+        names = [
+            each.stage.name
+            for each in resolved.values()
+            if each.stage.launch == "array" and each.state != "done"
+        ]
+        if names and not self.most:
+            raise CommandFailed(
+                "this cluster takes no job arrays (MaxArraySize = 0 in `scontrol show config`), "
+                f"and these stages are arrays even with parts: 1: {', '.join(names)}. Make each "
+                "of them with `ipt run CONFIG --until STAGE`, inside a job of one node, then "
+                "submit the rest"
+            )
 
     def _parts(self, stage: Stage) -> int:
         is_array = stage.launch == "array"
@@ -222,9 +202,12 @@ class _Submitting:
             make_room(resolved.folder)
         script = place.folder / f"{stage.name}.sbatch"
         write_atomically(script, render(stage, place))
-        dependency = [f"--dependency=afterok:{':'.join(after)}"] if after else []
-        new = []
-        for array in _arrays(stage, needed, place.cluster, most=self.most):
+        # What is in the queue already has its own share of what may run at once.
+        has_limit = place.cluster.resources(stage).at_once is not None
+        in_queue = tuple(mine.waiting) if mine and has_limit else ()
+        new: list[Submission] = []
+        for array in arrays(stage, needed, place.cluster, most=self.most):
+            before = in_queue if array.follows is None else (new[array.follows].job,)
             submission = Submission(
                 job="",
                 stage=stage.name,
@@ -233,21 +216,26 @@ class _Submitting:
                 parts=parts,
                 offset=array.offset,
                 tasks=array.tasks,
-                after=after,
+                after=(*after, *before),
                 time=self.time,
             )
-            options = [f"--comment={comment(submission, place.run_folder)}", *dependency]
-            job = slurm.submit(
-                script, options=[*options, *array.options], arguments=array.arguments
-            )
+            said = f"--comment={comment(submission, place.run_folder)}"
+            options = [said, *dependency(after, before), *array.options]
+            job = slurm.submit(script, options=options, arguments=array.arguments)
             submission = Submission(**{**vars(submission), "job": job})
             record(place.folder, submission)
             new.append(submission)
             self.handed_in.append(submission)
             tasks = "" if array.tasks is None else f", {len(array.tasks)} of {parts} parts"
-            waiting = f", after {', '.join(after)}" if after else ""
+            waiting = f", after {', '.join(submission.after)}" if submission.after else ""
             print(f"▸ {stage.name:<32} job {job}{tasks}{waiting}", flush=True)
         return new
+
+
+def _print_cancelled(name: str, stage: LiveStage, why: str = "") -> None:
+    for job in stage.waiting:
+        states = {each.state.lower() for each in stage.queued if each.job == job}
+        print(f"✗ {name:<32} job {job} ({', '.join(sorted(states))}) cancelled{why}", flush=True)
 
 
 def _print_end(handed_in: Sequence[Submission], path: Path, overrides: Sequence[str]) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launch.slurm import QueuedJob
+from launch.slurm import QueuedJob, queued_jobs
 from pipeline.artifacts import sync_folder
 
 RECORDS = "jobs.jsonl"
 MARK = "ipt"  # how a comment of ours begins
+COMPLETING_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,17 @@ def live_stages(
         stage.queued.append(job)
         stage.parts_live.add(submission.offset + (job.task or 0))
     return live
+
+
+def settled_stages(records: Sequence[Submission], run_folder: Path) -> dict[str, LiveStage]:
+    """`live_stages` once no job of them is on its way out, so that it is known which ones go on."""
+    until = time.monotonic() + COMPLETING_SECONDS
+    while True:
+        live = live_stages(queued_jobs(), records, run_folder)
+        queued = [job for stage in live.values() for job in stage.queued]
+        if all(job.state != "COMPLETING" for job in queued) or time.monotonic() > until:
+            return live
+        time.sleep(1)
 
 
 def _identify(job: QueuedJob, run_folder: Path) -> Submission | None:

@@ -1,8 +1,10 @@
 """Tools of SLURM that only keep account of what they are told."""
 
+import os
 import re
 from pathlib import Path
 
+import pytest
 from demo_run import ROOT, Run
 
 from launch.submit import submit
@@ -32,7 +34,7 @@ for range in ${ranges:-N/A}; do
     *) tasks=$range ;;
   esac
   for task in $tasks; do
-    echo "$job|$task|PENDING|$name|Dependency|$comment" >>queue
+    echo "$job|$task|PENDING|Dependency|$name|$comment" >>queue
   done
 done
 echo "$job;cluster"
@@ -42,8 +44,26 @@ FAKES = {
     "squeue": '#!/bin/bash\ncat "$(dirname "$0")/queue" 2>/dev/null || true\n',
     "scancel": '#!/bin/bash\necho "$*" >>"$(dirname "$0")/cancelled"\n'
     'for job; do sed -i "/^$job|/d" "$(dirname "$0")/queue"; done\n',
+    # No accounts, unless a test writes some, as `sacct -X --parsable2` prints them.
+    "sacct": '#!/bin/bash\necho "$*" >>"$(dirname "$0")/sacct-calls"\n'
+    'cat "$(dirname "$0")/accounts" 2>/dev/null || '
+    '{ echo "Slurm accounting storage is disabled" >&2; exit 1; }\n',
     "scontrol": "#!/bin/bash\necho 'MaxArraySize            = 1001'\n",
 }
+
+
+def on_the_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tools in a folder of their own, found before any others."""
+    folder.mkdir()
+    for name, text in FAKES.items():
+        put(folder / name, text)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def put(tool: Path, text: str) -> None:
+    tool.write_text(text)
+    tool.chmod(0o755)
 
 
 def calls(fake: Path) -> list[str]:
@@ -51,8 +71,8 @@ def calls(fake: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def waits_for(call: str) -> set[str]:
-    found = re.search(r"--dependency=afterok:(\S+)", call)
+def waits_for(call: str, how: str = "afterok") -> set[str]:
+    found = re.search(rf"--dependency=\S*?\b{how}:([^\s,]+)", call)
     return set(found[1].split(":")) if found else set()
 
 

@@ -1,12 +1,11 @@
 """What `ipt submit` would tell a cluster, without one: a fake sbatch and squeue keep account."""
 
-import os
 import re
 import subprocess
 
 import pytest
 from demo_run import ROOT, STAGES, Run
-from fake_slurm import CPU, FAKES, calls, submit_run, waits_for
+from fake_slurm import CPU, calls, on_the_path, put, submit_run, waits_for
 
 from launch import submit as submitting
 from launch.submit import submit
@@ -18,13 +17,7 @@ from stages.recipe import build_graph
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in FAKES.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
+    return on_the_path(tmp_path / "bin", monkeypatch)
 
 
 @pytest.fixture
@@ -81,6 +74,31 @@ def test_jobs_whose_records_are_lost_are_known_by_what_they_carry(run, fake):
     assert calls(fake) == before
 
 
+# A squeue that counts its answers, and of whose jobs one ends after the second.
+COMPLETING = """#!/bin/bash
+cd "${0%/*}"
+echo asked >>asked
+[ "$(wc -l <asked)" -lt 3 ] || sed -i '/COMPLETING/d' queue
+cat queue 2>/dev/null || true
+"""
+
+
+@pytest.mark.parametrize(("name", "asked"), [("tiny:pretrain", 3), ("other:pretrain", 1)])
+def test_only_jobs_of_this_run_that_are_ending_are_waited_for(run, fake, name, asked):
+    submit_run(run)
+    job = {each.stage: each.job for each in read_records(run.folder / "slurm")}["pretrain"]
+    queue = (fake / "queue").read_text()
+    ending = re.search(rf"^{job}\|.*\n", queue, re.M)[0].replace("PENDING", "COMPLETING")
+    other = ending.replace("tiny:", "other:").replace(str(run.folder), str(run.folder.parent))
+    line = ending if name.startswith("tiny:") else other.replace(job, "99")
+    (fake / "queue").write_text(queue + line)
+    put(fake / "squeue", COMPLETING)
+
+    submit_run(run)
+
+    assert len((fake / "asked").read_text().split()) == asked
+
+
 def test_a_submission_that_broke_off_is_completed(run, fake):
     (fake / "full").write_text("5")
     with pytest.raises(CommandFailed, match="queue is full"):
@@ -95,12 +113,15 @@ def test_a_submission_that_broke_off_is_completed(run, fake):
     assert sorted(stages) == sorted(STAGES)
 
 
-def test_what_waits_for_a_job_that_is_gone_is_handed_in_again(run, fake):
+def test_what_waits_for_a_job_that_is_gone_is_handed_in_again(run, fake, capsys):
     submit_run(run)
     first = {each.stage: each.job for each in read_records(run.folder / "slurm")}
     queue = (fake / "queue").read_text().splitlines(keepends=True)
     gone = first["rain-layers"]
-    (fake / "queue").write_text("".join(line for line in queue if not line.startswith(gone)))
+    left = "".join(line for line in queue if not line.startswith(gone))
+    started = f"{first['pretrain']}|N/A|"
+    (fake / "queue").write_text(left.replace(f"{started}PENDING", f"{started}RUNNING"))
+    capsys.readouterr()
 
     submit_run(run)
 
@@ -110,6 +131,11 @@ def test_what_waits_for_a_job_that_is_gone_is_handed_in_again(run, fake):
     assert changed == graph.downstream("rain-layers")
     cancelled = set((fake / "cancelled").read_text().split())
     assert cancelled == {first[stage] for stage in changed - {"rain-layers"}}
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("✗ ")]
+    assert {row.split()[1] for row in rows} == changed - {"rain-layers"}
+    job = first["pretrain"]
+    why = rf"job {job} \(running\) cancelled: it reads what is made again, corrupt-derain@photos"
+    assert any(re.search(rf"pretrain +{why}", row) for row in rows), rows
 
 
 def test_parts_of_an_array_that_are_in_the_queue_are_not_handed_in_again(run, fake):
@@ -153,27 +179,10 @@ def test_another_config_is_refused_while_jobs_of_the_first_are_in_the_queue(run,
     assert calls(fake) == before
 
 
-def test_arrays_are_cut_to_what_the_cluster_takes(run, fake, tmp_path):
-    (fake / "scontrol").write_text("#!/bin/bash\necho 'MaxArraySize            = 10'\n")
-    cluster = tmp_path / "cluster.yaml"
-    cluster.write_text("array: {parts: 25, at_once: 9}")
-
-    submit_run(run, cluster)
-
-    of_stage = [call for call in calls(fake) if "corrupt-sr2@photos.sbatch" in call]
-    arrays = [re.search(r"--array=(\S+)", call)[1] for call in of_stage]
-    assert arrays == ["0-9%3", "0-9%3", "0-4%3"]
-    assert [call.split()[-1] for call in of_stage] == ["0", "10", "20"]
-
-
-def test_ranges_are_as_slurm_writes_them():
-    assert submitting._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
-
-
 def test_cancel_names_the_jobs_of_this_run_only(run, fake, capsys):
     submit_run(run)
     (fake / "queue").write_text(
-        (fake / "queue").read_text() + "999|N/A|RUNNING|tiny:report|None|\n"
+        (fake / "queue").read_text() + "999|N/A|RUNNING|None|tiny:report|\n"
     )
 
     submitting.cancel(run.config, (f"runtime.runs={run.folder.parent}",))
@@ -200,54 +209,3 @@ def test_a_controller_that_does_not_answer_ends_a_submission_before_it_begins(ru
         submit_run(run)
 
     assert calls(fake) == []
-
-
-def test_status_tells_from_folders_what_a_job_said_last(run, fake, monkeypatch):
-    submit_run(run)
-    job = {each.stage: each.job for each in read_records(run.folder / "slurm")}["rain-layers"]
-    (fake / "queue").unlink()
-    events = run.folder / "slurm" / "jobs" / f"{job}.events"
-    events.write_text("2026-01-01 00:00:00 start 0 on n1\n2026-01-01 00:00:09 failed: why\n")
-    (run.folder / "slurm" / "jobs" / f"{job}.ended").write_text("1\n")
-    with_slurm = run("status")
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-
-    for output in (with_slurm, run("status")):
-        rows = {line.split()[1]: line for line in output.splitlines() if line.startswith("  ")}
-        assert re.search(rf"✗  rain-layers +failed +{job}  failed: why", rows["rain-layers"])
-        assert re.search(r"✗  pretrain +cancelled", rows["pretrain"])
-    assert "SLURM does not answer here" in output
-
-
-def test_status_has_the_queue_and_the_time_left(run, fake):
-    submit_run(run)
-    queue = (fake / "queue").read_text()
-    queue = queue.replace(
-        "0|PENDING|tiny:corrupt-sr2@photos|Dependency", "0|RUNNING|tiny:corrupt-sr2@photos|None"
-    )
-    (fake / "queue").write_text(queue)
-
-    rows = {line.split()[1]: line for line in run("status").splitlines() if line.startswith("  ")}
-
-    assert "1 running, 3 pending" in rows["corrupt-sr2@photos"]
-    assert re.search(r"pretrain +pending +\d+ +Dependency", rows["pretrain"])
-
-
-def test_status_shows_the_last_step_of_a_training(run, fake):
-    run("run", "--before", "pretrain")
-    (folder,) = {
-        each.folder
-        for each in build_graph(load_config(run.config)).resolve(run.folder).values()
-        if each.stage.name == "pretrain"
-    }
-    (folder / "logs").mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text('{"step": 2, "samples": 48, "seconds_left": 16.2}\n')
-    (folder / "logs" / "log.txt").write_text(
-        "2026-01-01 00:00:00 step 2/6  samples 48  loss 5  6 samples/s\n"
-        "2026-01-01 00:00:01 saved step-00000002 in 0.1 s\n"
-    )
-
-    (row,) = (line for line in run("status").splitlines() if line.startswith("  ·  pretrain "))
-
-    assert "step 2/6  samples 48  loss 5  6 samples/s (" in row
-    assert row.endswith("16 s")
