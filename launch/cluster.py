@@ -66,7 +66,7 @@ class Resources(Section):
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None  # per node, such as 64G
     time: Time | None = None
     parts: Positive | None = None  # jobs that share an array stage (default: 1)
-    at_once: Positive | None = None  # most of them that run at the same time
+    at_once: Positive | None = None  # most of them that run at the same time, of one stage
     options: tuple[Line, ...] | None = None  # further ones of sbatch, such as --constraint=a100
 
     @property

@@ -178,6 +178,8 @@ def test_the_controller_restarts_in_the_middle(slurm, tmp_path, reference):
     run.wait_for_end(600)
 
     assert "SLURM does not answer here" in status
+    assert re.search(r"▸  pretrain +running", status)
+    assert re.search(r"·  report +submitted", status)
     assert "squeue: " in refused
     assert list(run.folder.glob("report/*/report.html"))
     assert equal_weights(run, reference(2), "pretrain")
