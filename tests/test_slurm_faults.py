@@ -89,6 +89,24 @@ def test_a_time_limit_that_is_too_short_by_far(slurm, tmp_path, reference):
     assert list(run.folder.glob("report/*/report.html"))
 
 
+def test_a_training_that_hangs_at_its_time_limit_is_requeued(slurm, tmp_path, reference):
+    """SLURM would end its batch script with it, and all that waits for the job."""
+    limit = 'stages: {pretrain: {time: "0:01:00"}}\nseconds_before_limit: 5\n'
+    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1), settings=limit)
+    nodes = nodes_of(slurm, started(run))
+
+    for node in nodes:
+        slurm.isolate(node)
+    run.wait(lambda: "requeued: " in run.events("pretrain"), 180)
+    for node in nodes:
+        slurm.isolate(node, False)
+    run.wait_for_end(600)
+
+    events = run.events("pretrain")
+    assert re.search(r"SIGTERM\n.* requeued: srun 137.*\n.* start 1 ", events), events
+    assert equal_weights(run, reference(2), "pretrain")
+
+
 def test_preemption_is_a_requeue(slurm, tmp_path, reference):
     run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
     started(run)
