@@ -20,7 +20,7 @@ SECONDS_ALIVE = 300.0  # after the last sign of life
 class Account:
     """How far a job, or a task of an array, is by what it said last."""
 
-    state: str  # submitted, started, running, cancelled or ended
+    state: str  # submitted, started, running, stopped, failed or ended
     said: str = ""
     time: float = 0.0
 
@@ -64,9 +64,10 @@ def _account(path: Path) -> Account:
         return Account(state="submitted")
     last, changed = said[-1], events.stat().st_mtime
     if last == ENDED_BY_SLURM:
-        return Account(state="cancelled", said=last, time=changed)
+        # Cancelled, or requeued by SLURM itself: its script can't tell.
+        return Account(state="stopped", said=last, time=changed)
     if last == "done" or last.startswith("failed"):
-        return Account(state="ended", said=last, time=changed)
+        return Account(state="ended" if last == "done" else "failed", said=last, time=changed)
     if last.startswith("requeued: "):
         return Account(state="started", said=last, time=changed)
     # It started, or was told to stop, or is an older copy that has noticed the newer one.

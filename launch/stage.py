@@ -36,7 +36,7 @@ from stages.recipe import build_graph
 
 logger = logging.getLogger(__name__)
 
-SECONDS_UNTIL_SEEN = 120.0
+SECONDS_UNTIL_SEEN, SECONDS_BETWEEN_LOOKS = 120.0, 2.0
 
 
 def run_stage(
@@ -174,22 +174,23 @@ def resolve_with_inputs(
 
 
 def _once_inputs_are_seen(
-    graph: Graph, stage: Stage, run_folder: Path
+    graph: Graph, stage: Stage, run_folder: Path, *, patience: float
 ) -> tuple[Resolved, dict[str, Artifact]]:
-    """`resolve_with_inputs`; a job of SLURM looks again for a while, because a network file system
-    may show a node only after a minute what another one has made."""
-    patience = SECONDS_UNTIL_SEEN if "SLURM_JOB_ID" in os.environ else 0.0
+    """`resolve_with_inputs`, looking again for so many seconds: a network file system may show a
+    node only after a minute what another one has made."""
     until = time.monotonic() + patience
     while True:
         try:
             return resolve_with_inputs(graph, stage, run_folder)
-        except StageError:
+        except StageError as error:
             if time.monotonic() >= until:
                 raise
-        time.sleep(min(1.0, patience / 10))
-        for path in [run_folder, *run_folder.glob("*/"), *run_folder.glob("*/*/")]:
-            with suppress(OSError):
-                os.listdir(path)  # makes the file system ask its server again
+            logger.warning("%s; looking again", error)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        for name in graph.upstream(stage.name):
+            with suppress(OSError):  # to list a folder makes the file system ask its server again
+                for folder in os.scandir(run_folder / name):
+                    os.listdir(folder)
 
 
 def set_threads(runtime: Runtime) -> None:
@@ -264,9 +265,11 @@ def _run_named(
         raise ConfigError(f"--parts {part[1]}: {stage_name} is not shared out in parts")
     set_threads(config.runtime)
     try:
-        resolved, inputs = _once_inputs_are_seen(graph, stage, config.runtime.runs / config.name)
+        run_folder = config.runtime.runs / config.name
+        patience = SECONDS_UNTIL_SEEN if account is not None else 0.0
+        resolved, inputs = _once_inputs_are_seen(graph, stage, run_folder, patience=patience)
     except StageError as error:
-        if "SLURM_JOB_ID" in os.environ:  # which has begun it because they are done
+        if account is not None:  # its batch script was started because they are done
             raise
         raise ConfigError(
             f"{error}\nmake them with: {run_command(config_arguments, '--before', stage_name)}"

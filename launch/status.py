@@ -56,7 +56,7 @@ def status(path: Path, overrides: tuple[str, ...]) -> int:
         of_stage = [record for record in records if record.stage == name]
         tasks = last_tasks(of_stage)
         is_lost = any(parent.name in lost for parent in each.stage.inputs.values())
-        row = _row(each, (live or {}).get(name), tasks, folder)
+        row = _row(each, (live or {}).get(name), tasks, folder, is_asked=live is not None)
         if row is None and live is None:
             row = _row_of_untold(tasks, folder, is_lost=is_lost)
         elif row is None:
@@ -97,6 +97,8 @@ def _row(
     live: LiveStage | None,
     tasks: Sequence[Task],
     folder: Path,
+    *,
+    is_asked: bool,
 ) -> _Row | None:
     """What folders and queue say for certain; None of a job that is not in the queue, or of which
     nobody knows whether it is."""
@@ -112,7 +114,7 @@ def _row(
     if owner:
         return _Row(state="running", job=job, why=owner)
     failed = failures(tasks, folder)
-    if failed:
+    if failed and (is_asked or _have_ended(accounts(tasks, folder))):
         return _Row(state="failed", job=job, why="; ".join(failed))
     return None if tasks else _Row(state=resolved.state, why=resolved.reason)
 
@@ -134,7 +136,8 @@ def _row_of_untold(tasks: Sequence[Task], folder: Path, *, is_lost: bool) -> _Ro
     found, jobs = accounts(tasks, folder), jobs_of(tasks)
     if is_lost and all(each.state == "submitted" for each in found):
         return _Row(state="cancelled", job=jobs, why=NEVER_BEGAN)
-    return _Row(state=_counted([each.state for each in found]), job=jobs, why=_newest(found).said)
+    why = "; ".join(failures(tasks, folder)) or _newest(found).said
+    return _Row(state=_counted([each.state for each in found]), job=jobs, why=why)
 
 
 def _mark(state: str) -> str:
@@ -142,6 +145,10 @@ def _mark(state: str) -> str:
     if state == "done" or words & {"running", "started"}:
         return "✓" if state == "done" else "▸"
     return "✗" if words & BAD else "·"
+
+
+def _have_ended(found: Sequence[Account]) -> bool:
+    return all(each.state in ("ended", "failed") for each in found)
 
 
 def _newest(found: Sequence[Account]) -> Account:

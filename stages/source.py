@@ -196,7 +196,7 @@ def _find(listing: "Listing", job: Job, path: str) -> None:
             tars = download(
                 urls,
                 job.folder / DOWNLOADS_FOLDER,
-                progress=lambda done: job.progress(done, len(urls), "tars downloaded"),
+                progress=lambda done, much: job.progress(done, len(urls), f"tars, {much} came"),
             )
             list_tars(listing, tars, beside=job.folder)
 

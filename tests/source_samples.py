@@ -65,7 +65,8 @@ def web_server(
 ) -> Iterator[tuple[str, list[str]]]:
     """(address, paths asked for so far). The first answers for a path are its `faults`, in order:
     a status such as 503, "cut" (fewer bytes than announced), "flip" (a byte altered), "hang" (no
-    more of them for a while); then files. `before` is called with a path before each answer.
+    more of them for a while), "slow" (a second for all of it); then files. `before` is called with
+    a path before each answer.
     """
     asked: list[str] = []
     waiting = {path: list(each) for path, each in (faults or {}).items()}
@@ -84,6 +85,12 @@ def web_server(
             self.end_headers()
             if fault == "flip":
                 content = content[:600] + bytes([content[600] ^ 1]) + content[601:]
+            if fault == "slow":
+                for part in range(20):
+                    ends = (len(content) * each // 20 for each in (part, part + 1))
+                    self.wfile.write(content[slice(*ends)])
+                    time.sleep(0.05)
+                return
             self.wfile.write(content[: len(content) // 2] if fault in ("cut", "hang") else content)
             if fault == "hang":
                 time.sleep(1)

@@ -260,6 +260,32 @@ def test_an_account_that_can_not_be_written_is_the_end(batch):
     assert "7.starts can't be written" in batch.last_event()
 
 
+def test_starts_that_slurm_ended_are_not_counted(batch):
+    """A stage without checkpoints may be preempted as often as it happens."""
+    for _ in range(4):
+        assert batch.start("75 75", state="COMPLETING Reason=None") == 1
+    assert batch.start("1") == 0
+
+    assert (batch.ended(), batch.requeues()) == (None, 1)
+
+
+def test_only_what_is_finished_counts_as_progress(tmp_path, scripts):
+    """Whatever the folders are called that the run lies in."""
+    place = tmp_path / "downloads" / "mine"
+    script = script_of("pretrain", scripts).replace(str(tmp_path), str(place))
+    batch = Batch(place, script)
+    folder = place / "runs" / "tiny" / "pretrain" / "f"
+    (folder / "downloads" / "0123").mkdir(parents=True)
+    for name, code in {"a.tar": 0, ".b.tar.1.tmp": 0, "c.tar": 0}.items():
+        (folder / "downloads" / "0123" / name).touch()
+        assert batch.start("1") == code
+    (folder / "logs").mkdir()
+    for number, code in enumerate([0, 1]):
+        (folder / "logs" / f"{number}.txt").touch()
+        (folder / "downloads" / "0123" / f".c.tar.{number}.tmp").touch()
+        assert batch.start("1") == code
+
+
 def test_what_slurm_says_of_other_tasks_decides_nothing(array):
     assert array.start("1", state="CANCELLED Reason=None") == 1
 

@@ -63,7 +63,7 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
 
 def told(script: str) -> tuple[str, ...]:
     """What a script says of content: the folder of its stage, then the program's arguments."""
-    folders = re.findall(r"\bfind (\S+)", script)
+    folders = re.findall(r"\(cd (\S+)", script)
     assert folders
     # Array stages are told their part too, beside the command.
     (program,) = re.findall(r"launch/stage\.py (\S+) .*?--stage (\S+) (.*?)\n'", script, re.S)

@@ -1,17 +1,21 @@
 """A job of SLURM begins before its node may see what another node has made."""
 
-import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from demo_run import ROOT, Run
 
 from launch import stage as program
-from launch.terminal import FAILED
+from launch.supervision import accounted
+from launch.terminal import FAILED, exit_code_of
 from pipeline.artifacts import MANIFEST
+from pipeline.config_file import load_config
+
+STAGE = "corrupt-derain@photos"
 
 
 @pytest.fixture
@@ -24,17 +28,18 @@ def rain(finished, tmp_path) -> Run:
     return run
 
 
-def arguments(run: Run) -> list[str]:
-    runs = f"runtime.runs={run.folder.parent}"
-    return [str(run.config), "--set", runs, "--stage", "corrupt-derain@photos"]
+def account(run: Run) -> str:
+    """As a batch script names it."""
+    return str(run.config.parent / "7-0")
 
 
 def test_what_comes_into_sight_later_is_waited_for(rain):
     (manifest,) = rain.folder.glob(f"rain-layers/*/{MANIFEST}")
     hidden = manifest.rename(manifest.with_name(".hidden"))
-    command = [sys.executable, str(ROOT / "launch" / "stage.py"), *arguments(rain)]
-    environment = os.environ | {"SLURM_JOB_ID": "7"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(ROOT / "launch" / "stage.py"), str(rain.config)]
+    command += ["--set", f"runtime.runs={rain.folder.parent}"]
+    command += ["--stage", STAGE, "--account", account(rain)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     timer = threading.Timer(4, hidden.rename, (manifest,))
     timer.start()
@@ -42,19 +47,28 @@ def test_what_comes_into_sight_later_is_waited_for(rain):
 
     assert process.returncode == 0, said
     assert not timer.is_alive()
-    assert list(rain.folder.glob(f"corrupt-derain@photos/*/{MANIFEST}"))
+    assert list(rain.folder.glob(f"{STAGE}/*/{MANIFEST}"))
 
 
 def test_what_never_comes_into_sight_is_a_failure_that_may_pass(rain, monkeypatch, capsys):
     """Not one of the config: those are never tried again."""
     (manifest,) = rain.folder.glob(f"rain-layers/*/{MANIFEST}")
     manifest.unlink()
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(program, "set_threads", lambda runtime: None)  # of this process
     monkeypatch.setattr(program, "SECONDS_UNTIL_SEEN", 0.5)
+    monkeypatch.setattr(program, "SECONDS_BETWEEN_LOOKS", 0.1)
     began = time.monotonic()
 
-    code = program.run_one(arguments(rain))
+    with exit_code_of() as outcome, accounted(account(rain)):
+        program._run_named(
+            load_config(rain.config, (f"runtime.runs={rain.folder.parent}",)),
+            [],
+            STAGE,
+            part=(0, 1),
+            account=account(rain),
+        )
 
-    assert code == FAILED
+    assert outcome.code == FAILED
     assert time.monotonic() - began >= 0.5
+    assert Path(f"{account(rain)}.why").exists()
     assert "its inputs are not done: rain-layers" in capsys.readouterr().err

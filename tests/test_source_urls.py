@@ -18,7 +18,7 @@ from pipeline.data import downloads
 from pipeline.data.downloads import AT_ONCE, ATTEMPTS, download
 from pipeline.data.source import SourceError
 from pipeline.data.source_index import SourceIndex
-from pipeline.graph import StageError
+from pipeline.graph import StageError, StoppedWithCheckpoint
 
 PHOTOGRAPHS = encoded_photographs(6)
 HALVES = [dict(list(PHOTOGRAPHS.items())[part::2]) for part in range(2)]
@@ -37,7 +37,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def downloaded(address: str, folder: Path) -> list[Path]:
     urls = [f"{address}/set/{part}.tar" for part in range(2)]
-    return download(urls, folder, progress=lambda done: None)
+    return download(urls, folder, progress=lambda done, much: None)
 
 
 def test_tars_behind_urls_are_downloaded_once_and_read_where_they_are(tmp_path: Path) -> None:
@@ -59,11 +59,14 @@ def test_some_are_downloaded_at_a_time_and_no_more(tmp_path: Path) -> None:
 
     with web_server(files, before=lambda _: meeting.wait(timeout=20)) as (address, asked):
         urls = [address + path for path in files]
-        paths = download([*urls, urls[0]], tmp_path, progress=counts.append)
+        paths = download(
+            [*urls, urls[0]], tmp_path, progress=lambda done, much: counts.append(done)
+        )
 
     assert all(path.read_bytes() == b"content" for path in paths)
     assert sorted(asked) == sorted(files)
-    assert counts == list(range(1, len(urls) + 2))
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, len(urls) + 1)
 
 
 def test_once_one_has_failed_those_under_way_are_brought_to_their_end(tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_once_one_has_failed_those_under_way_are_brought_to_their_end(tmp_path: 
     with web_server(files, before=slowly) as (address, asked):
         urls = [f"{address}/set/{number}.tar" for number in range(4 * AT_ONCE)]
         with pytest.raises(SourceError, match=r"0.tar: the server answers 404"):
-            download(urls, tmp_path, progress=lambda done: None)
+            download(urls, tmp_path, progress=lambda done, much: None)
 
     made = {path.name for path in tmp_path.rglob("*.tar")}
     assert made == {path.rpartition("/")[2] for path in asked} - {"0.tar"}
@@ -84,21 +87,37 @@ def test_once_one_has_failed_those_under_way_are_brought_to_their_end(tmp_path: 
     assert len(made) < len(files)
 
 
-def test_an_interrupted_download_ends_soon_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, StoppedWithCheckpoint])
+def test_a_stopped_download_ends_soon_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    monkeypatch.setattr(downloads, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(downloads, "CHUNK", 1000)
     files = {f"/set/{number}.tar": bytes(2**16) for number in range(2)}
 
-    def interrupted(done: int) -> None:
-        if done:
-            raise KeyboardInterrupt
+    def stopped(done: int, much: str) -> None:
+        if done == 1:
+            raise stop
 
-    def late(path: str) -> None:
-        if path == "/set/1.tar":
-            time.sleep(1)
-
-    with web_server(files, before=late) as (address, _), pytest.raises(KeyboardInterrupt):
-        download([address + path for path in files], tmp_path, progress=interrupted)
+    with web_server(files, faults={"/set/1.tar": ["slow"]}) as (address, _), pytest.raises(stop):
+        download([address + path for path in files], tmp_path, progress=stopped)
 
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["0.tar"]
+
+
+def test_what_comes_slowly_is_told_while_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever watches takes a large file for a hang."""
+    monkeypatch.setattr(downloads, "REPORT_SECONDS", 0.05)
+    files = {"/set/0.tar": bytes(20_000_000)}
+    told: list[tuple[int, str]] = []
+
+    with web_server(files, faults={"/set/0.tar": ["slow"]}) as (address, _):
+        download([address + "/set/0.tar"], tmp_path, progress=lambda *each: told.append(each))
+
+    assert len({much for done, much in told if done == 0}) > 2
+    assert told[-1] == (1, "0.020 GB")
 
 
 def test_shards_are_made_from_downloaded_tars(tmp_path: Path) -> None:
@@ -190,7 +209,7 @@ def test_what_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
 
 
 def test_no_server_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"0.tar: can't be reached \(.*refused.*5 attempts"):
+    with pytest.raises(SourceError, match=r"\d.tar: can't be reached \(.*refused.*5 attempts"):
         downloaded("http://127.0.0.1:9", tmp_path)
 
 

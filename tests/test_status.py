@@ -68,7 +68,7 @@ def test_without_an_answer_jobs_that_said_nothing_yet_are_submitted(run, fake):
         (("start 0 on n1",), 7300, "▸  {} +started +{}  .*, last sign of life 2 h 01 min ago"),
         (("start 0 on n1", "SIGTERM"), 12, "▸  {} +running +{}  SIGTERM, last sign"),
         (("start 0 on n1", "requeued: srun 1"), 12, "▸  {} +started +{}  requeued: srun 1"),
-        (("start 0 on n1", "ended by SLURM"), 12, "✗  {} +cancelled +{}  ended by SLURM"),
+        (("start 0 on n1", "ended by SLURM"), 12, "·  {} +stopped +{}  ended by SLURM"),
         (("start 0 on n1", "done"), 12, "·  {} +ended +{}  done"),
     ],
 )
@@ -119,8 +119,10 @@ def test_parts_that_were_handed_in_at_different_times_are_all_counted(run, fake)
     assert job != first
     row = rows["corrupt-sr2@photos"]
     assert re.search(rf" 4 submitted +{first}, {job}\s*$", row), row
-    assert re.search(r"failed .*  part 1 failed: why\s*$", rows_after_failure["corrupt-sr2@photos"])
-    assert re.search(r"cancelled .*never began", rows_after_failure["report"])
+    found = rows_after_failure["corrupt-sr2@photos"]
+    assert re.search(r"✗ .* 3 submitted, 1 failed .*  part 1 failed: why\s*$", found)
+    # SLURM cancels it when the other parts have ended, too.
+    assert re.search(r"·  report +submitted", rows_after_failure["report"])
 
 
 def test_status_tells_from_folders_what_a_job_said_last(run, fake, monkeypatch):

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 DOWNLOADS_FOLDER = "downloads"
 AT_ONCE = 4  # connections: one alone seldom gets all that a line carries
+REPORT_SECONDS = 2.0
 ATTEMPTS = 5
 BACKOFF_SECONDS = 2.0
 SILENCE_SECONDS = 60.0  # after which a connection counts as broken
@@ -42,33 +43,61 @@ class DownloadCancelled(Exception):  # noqa: N818 - told to stop, not failed
     """What was begun is discarded."""
 
 
-def download(urls: Sequence[str], folder: Path, *, progress: Callable[[int], None]) -> list[Path]:
+def download(
+    urls: Sequence[str], folder: Path, *, progress: Callable[[int, str], None]
+) -> list[Path]:
     """The files of `urls` below `folder`; those that are there from an earlier run stay.
 
     A file is there under its name only if it has every byte that the server announced, and the
     checksum if it announced one. What other addresses left in `folder` is deleted. Where one fails,
-    those under way are brought to their end.
+    those under way are brought to their end. `progress` is told how many are there and, every
+    REPORT_SECONDS, how much has come.
     """
     paths = [_path_of(url, folder) for url in urls]
     for left in sorted(folder.glob("*/*")):
         if left not in paths:
             left.unlink()
     missing = {path: url for url, path in zip(urls, paths, strict=True) if not path.exists()}
+    received = [0] * len(missing)
     cancelled = threading.Event()
+
+    def fetch(number: int, path: Path, url: str) -> None:
+        def pause(seconds: float) -> None:
+            if cancelled.wait(seconds):
+                raise DownloadCancelled(url)
+
+        def count(size: int) -> None:
+            pause(0)
+            received[number] += size
+
+        _fetch(url, path, pause=pause, count=count)
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        fetches = [pool.submit(_fetch, url, path, cancelled) for path, url in missing.items()]
+        waiting = {
+            pool.submit(fetch, number, path, url)
+            for number, (path, url) in enumerate(missing.items())
+        }
+        failure: BaseException | None = None
         try:
-            progress(len(urls) - len(fetches))
-            for number, fetch in enumerate(as_completed(fetches), start=1):
-                fetch.result()
-                progress(len(urls) - len(fetches) + number)
-        except BaseException as error:
+            while True:
+                ready = len(urls) - len(waiting)
+                progress(ready, f"{sum(received) / 1e9:.3f} GB")
+                if not waiting:
+                    break
+                ended, waiting = wait(waiting, REPORT_SECONDS, return_when=FIRST_COMPLETED)
+                failures = [error for each in ended if (error := each.exception())]
+                if failures and failure is None:
+                    failure = failures[0]
+                    waiting = {each for each in waiting if not each.cancel()}
+                    logger.warning(
+                        "%s; %d under way are brought to their end", failure, len(waiting)
+                    )
+        except BaseException:
+            cancelled.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, Exception):
-                logger.warning("%s; those under way are brought to their end", error)
-            else:  # interrupted: nobody wants to wait
-                cancelled.set()
             raise
+    if failure is not None:
+        raise failure
     return paths
 
 
@@ -80,16 +109,14 @@ def _path_of(url: str, folder: Path) -> Path:
     return folder / digest.hexdigest()[:12] / unquote(name).replace("/", "_")
 
 
-def _fetch(url: str, path: Path, cancelled: threading.Event) -> None:
-    def pause(seconds: float) -> None:
-        if cancelled.wait(seconds):
-            raise DownloadCancelled(url)
-
+def _fetch(
+    url: str, path: Path, *, pause: Callable[[float], None], count: Callable[[int], None]
+) -> None:
     def attempt() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             for chunk in http_chunks(url):
-                pause(0)
+                count(len(chunk))
                 file.write(chunk)
 
     try:
