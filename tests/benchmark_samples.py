@@ -4,14 +4,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
+from shared_data import BENCHMARKS
 
 torch.set_num_threads(1)  # more would wait for each other on a busy machine
-
-BENCHMARKS = Path(__file__).parents[2] / "shared" / "data" / "benchmarks"
-needs_benchmarks = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no shared data")
 
 
 def save(path: Path, *, seed: int = 0, height: int = 40, width: int = 48) -> None:

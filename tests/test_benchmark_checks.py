@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_samples import BENCHMARKS as SHARED
-from benchmark_samples import needs_benchmarks, save, save_nearest
+from benchmark_samples import save, save_nearest
 from PIL import Image
+from shared_data import BENCHMARKS as SHARED
+from shared_data import needs_data
 
 from pipeline.benchmark_checks import Checker
 from pipeline.benchmark_folders import find_benchmarks
@@ -39,7 +40,7 @@ def checks(name: str, task: Task, *, root: Path = SHARED, of: int | None = None)
     return [Check(**each) for each in checker.checks()]
 
 
-@needs_benchmarks
+@needs_data
 @pytest.mark.parametrize(
     ("task", "scores"),
     [("sr2", "33.66 / 0.9299"), ("sr3", "30.39 / 0.8682"), ("sr4", "28.42 / 0.8104")],
@@ -52,7 +53,7 @@ def test_set5_is_verified_by_the_published_bicubic_scores(task, scores):
     assert small.found == "equal"
 
 
-@needs_benchmarks
+@needs_data
 def test_low_resolution_images_of_another_making_are_not_verified(tmp_path):
     for path in (SHARED / "Set5" / "HR").iterdir():
         save_nearest(path, tmp_path / "Set5")
@@ -66,7 +67,7 @@ def test_low_resolution_images_of_another_making_are_not_verified(tmp_path):
     assert small.found.endswith(" dB and 2 more")
 
 
-@needs_benchmarks
+@needs_data
 def test_low_resolution_images_by_an_older_matlab_are_verified(tmp_path):
     shutil.copytree(SHARED / "Set5", tmp_path / "Set5")
     clean = np.asarray(Image.open(tmp_path / "Set5" / "HR" / "baby.png"))
@@ -79,7 +80,7 @@ def test_low_resolution_images_by_an_older_matlab_are_verified(tmp_path):
     assert small.found == "73.2 dB or more"
 
 
-@needs_benchmarks
+@needs_data
 @pytest.mark.slow
 def test_20_pairs_of_rain100l_are_the_part_that_is_known():
     number, sizes, rainy = checks("Rain100L", TASKS["derain"])
@@ -91,7 +92,7 @@ def test_20_pairs_of_rain100l_are_the_part_that_is_known():
     assert differing([vars(each) for each in (number, sizes, rainy)]) == []
 
 
-@needs_benchmarks
+@needs_data
 def test_fewer_images_are_no_benchmark_and_nothing_is_said_of_their_score():
     number, sizes, noise = checks("Set12", task_named("grey25", clip_noise=False), of=2)
 
@@ -102,14 +103,14 @@ def test_fewer_images_are_no_benchmark_and_nothing_is_said_of_their_score():
     ]
 
 
-@needs_benchmarks
+@needs_data
 def test_noise_is_verified_by_its_level():
     *_, noise = checks("Set12", task_named("grey25", clip_noise=False))
 
     assert (noise.state, noise.expected) == ("verified", "20.17")
 
 
-@needs_benchmarks
+@needs_data
 @pytest.mark.slow
 def test_clipped_noise_of_cbsd68_is_as_strong_as_counted_elsewhere():
     *_, noise = checks("CBSD68", TASKS["denoise50"])

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_samples import BENCHMARKS as SHARED
-from benchmark_samples import needs_benchmarks, save
+from benchmark_samples import save
 from data_samples import imported_by
 from PIL import Image
+from shared_data import BENCHMARKS as SHARED
+from shared_data import needs_data
 
 from pipeline.benchmark_folders import find_benchmarks, listed
 from pipeline.benchmarks import BENCHMARKS, benchmark_named, benchmarks_for
@@ -157,7 +158,7 @@ def test_models_are_measured_at_the_levels_of_the_tables():
     assert not at_levels(unclipped, (70,))[1].corruption.clip
 
 
-@needs_benchmarks
+@needs_data
 def test_bsd68_is_cbsd68_in_grey():
     found, missing = find_benchmarks(SHARED, TASKS["grey25"])
     bsd68 = next(each for each in found if each.benchmark.name == "BSD68")

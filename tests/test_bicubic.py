@@ -1,6 +1,5 @@
 import hashlib
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shared_data import BENCHMARKS, needs_data
 
 from pipeline.corruptions.bicubic import downscale_patch, imresize, modcrop, resize_region
 
-SET5 = Path(__file__).parents[2] / "shared" / "data" / "benchmarks" / "Set5"
-needs_set5 = pytest.mark.skipif(not SET5.is_dir(), reason="Set5 is not on this machine")
+SET5 = BENCHMARKS / "Set5"
 
 
 def picture(*shape: int, seed: int = 0) -> np.ndarray:
@@ -20,7 +19,7 @@ def picture(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-@needs_set5
+@needs_data
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_downscaling_equals_matlab_bit_for_bit(scale):
     paths = sorted((SET5 / "HR").glob("*.png"))
@@ -33,7 +32,7 @@ def test_downscaling_equals_matlab_bit_for_bit(scale):
         np.testing.assert_array_equal(imresize(clean, Fraction(1, scale)), small)
 
 
-@needs_set5
+@needs_data
 @pytest.mark.parametrize(
     ("scale", "digest"), [(2, "18afe3cd141a1055"), (3, "2a10fbe924d7ed3f"), (4, "5f904c7b5fe1cb84")]
 )
@@ -48,7 +47,7 @@ def test_the_other_border_equals_older_matlab_bit_for_bit(scale, digest):
     assert pixels.hexdigest()[:16] == digest
 
 
-@needs_set5
+@needs_data
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_patches_equal_regions_of_the_files_that_matlab_wrote(scale):
     clean = modcrop(np.array(Image.open(SET5 / "HR" / "woman.png").convert("RGB")), scale)

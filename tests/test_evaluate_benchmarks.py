@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmark_samples import needs_benchmarks, some_of_rain100l
+from benchmark_samples import some_of_rain100l
 from evaluate_samples import identity_dncnn, run_stage, save_photographs, sealed, stage_of
+from shared_data import needs_data
 
 from launch.inspect_run import print_faults
 from pipeline import config
@@ -104,7 +105,7 @@ def test_the_folder_and_the_levels_are_in_the_fingerprint_only_where_they_count(
     )
 
 
-@needs_benchmarks
+@needs_data
 def test_a_faulty_pair_is_left_out_named_and_makes_the_exit_code_1(tmp_path, capsys):
     folder = some_of_rain100l(tmp_path / "b", "1.png", "2.png")
     (folder / "rainy" / "2.png").write_bytes(b"not an image")

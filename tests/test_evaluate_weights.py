@@ -3,14 +3,15 @@
 import json
 
 import pytest
-from benchmark_samples import BENCHMARKS, needs_benchmarks, some_of_set12
+from benchmark_samples import some_of_set12
+from shared_data import BENCHMARKS, needs_data
 from weights_samples import evaluate, identity, small_ipt
 
 from launch.__main__ import main
 from pipeline.model_configs import DnCNNConfig, IPTConfig
 from pipeline.models.ipt import IPT
 
-pytestmark = needs_benchmarks
+pytestmark = needs_data
 
 
 def test_a_whole_benchmark_is_verified_scored_and_put_beside_its_table(tmp_path, capsys):

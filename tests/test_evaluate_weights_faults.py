@@ -7,15 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_samples import (
-    BENCHMARKS,
-    needs_benchmarks,
-    save,
-    save_nearest,
-    some_of_rain100l,
-    some_of_set12,
-)
+from benchmark_samples import save, save_nearest, some_of_rain100l, some_of_set12
 from PIL import Image
+from shared_data import BENCHMARKS, needs_data
 from weights_samples import evaluate, identity, small_ipt
 
 from launch import evaluate_weights
@@ -26,7 +20,7 @@ from pipeline.evaluation import NamedSet, score_sets
 from pipeline.graph import report_nothing
 from pipeline.tasks import task_named
 
-pytestmark = needs_benchmarks
+pytestmark = needs_data
 
 
 def test_pairs_that_are_missing_extra_misnamed_or_of_another_size_are_named(tmp_path, capsys):

@@ -1,13 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import DATA, needs_data
 
 from pipeline.corruptions.grey import with_channels
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no shared data")
 
 
 @needs_data

@@ -11,6 +11,7 @@ from data_samples import corrupted, execute
 from evaluate_samples import evaluate, save_photographs, sealed, stage_of
 from PIL import Image
 from report_samples import small_run
+from shared_data import BENCHMARKS, needs_data
 
 from pipeline import config
 from pipeline.artifacts import Artifact
@@ -26,9 +27,6 @@ from pipeline.report.verdict import corrupted_name, headline_channel
 from pipeline.scoring import as_tensor, score
 from pipeline.tasks import TASKS, task_named
 from stages.dncnn import dncnn_stage
-
-BENCHMARKS = Path(__file__).parents[2] / "shared" / "data" / "benchmarks"
-needs_data = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no shared data")
 
 
 def grey_identity(folder: Path) -> Artifact:

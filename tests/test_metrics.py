@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shared_data import BENCHMARKS, needs_data
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
@@ -15,11 +16,8 @@ from torch import Tensor
 from pipeline.corruptions.bicubic import imresize, modcrop
 from pipeline.metrics import drop_border, luma, psnr, quantise, ssim
 
-BENCHMARKS = Path(__file__).parents[2] / "shared" / "data" / "benchmarks"
 SET5 = BENCHMARKS / "Set5" / "HR"
 RAIN100L = BENCHMARKS / "Rain100L"
-needs_set5 = pytest.mark.skipif(not SET5.is_dir(), reason="Set5 is not on this machine")
-needs_rain100l = pytest.mark.skipif(not RAIN100L.is_dir(), reason="no Rain100L on this machine")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +46,7 @@ SET5_BICUBIC_B = {2: (33.66, 0.9299), 3: (30.39, 0.8682), 4: (28.42, 0.8104)}
 SET5_BICUBIC_A = {2: (33.64, 0.9292), 3: (30.39, 0.8678), 4: (28.42, 0.8101)}
 
 
-@needs_set5
+@needs_data
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_bicubic_of_set5_by_protocol_b_is_as_published(scale):
     scores = []
@@ -63,7 +61,7 @@ def test_bicubic_of_set5_by_protocol_b_is_as_published(scale):
     assert (round(decibel, 2), round(similarity, 4)) == SET5_BICUBIC_B[scale]
 
 
-@needs_set5
+@needs_data
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_bicubic_of_set5_by_protocol_a_is_as_published(scale):
     scores = []
@@ -78,7 +76,7 @@ def test_bicubic_of_set5_by_protocol_a_is_as_published(scale):
     assert (round(decibel, 2), round(similarity, 4)) == SET5_BICUBIC_A[scale]
 
 
-@needs_rain100l
+@needs_data
 def test_20_pairs_of_rain100l_read_as_published_on_rounded_luma():
     scores = []
 

@@ -1,17 +1,15 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shared_data import BENCHMARKS, needs_data
 from torch import Tensor
 
 from pipeline.corruptions.keyed import generator
 from pipeline.corruptions.noise import add_gaussian_noise
 from pipeline.metrics import luma, psnr, quantise
 
-CBSD68 = Path(__file__).parents[2] / "shared" / "data" / "benchmarks" / "CBSD68"
-needs_cbsd68 = pytest.mark.skipif(not CBSD68.is_dir(), reason="CBSD68 is not on this machine")
+CBSD68 = BENCHMARKS / "CBSD68"
 
 # PSNR of noisy CBSD68, with the noise of np.random.seed(0) in every image:
 # RGB, Y, both unclipped; RGB clipped and rounded, Y clipped.
@@ -34,7 +32,7 @@ def tensor(image: np.ndarray) -> Tensor:
     return pixels / 255 if image.dtype == np.uint8 else pixels
 
 
-@needs_cbsd68
+@needs_data
 def test_input_psnr_of_cbsd68_with_the_noise_of_seed_0():
     torch.set_num_threads(1)
     scores: dict[int, list[tuple[float, float]]] = {sigma: [] for sigma in PUBLISHED}
@@ -53,7 +51,7 @@ def test_input_psnr_of_cbsd68_with_the_noise_of_seed_0():
         assert np.mean(scores[sigma], axis=0) == pytest.approx((rgb, y), abs=0.0051)
 
 
-@needs_cbsd68
+@needs_data
 @pytest.mark.parametrize("sigma", PUBLISHED)
 def test_our_noise_gives_the_input_psnr_of_cbsd68(sigma):
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared_data import SHARED
 from torch import Tensor
 
 from pipeline.model_configs import IPTConfig, IPTSize
@@ -17,7 +18,7 @@ from pipeline.models.published import from_published, read_published, to_publish
 from pipeline.models.published_layout import constants_of
 from pipeline.tasks import PUBLISHED_ORDER, TASKS
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 SCALES = {task: TASKS[task].scale for task in PUBLISHED_ORDER}
 SIZE = IPTSize(features=4, encoder_layers=1, decoder_layers=1, attention_heads=12, patch_size=12)
 LAYOUT_TASKS = {

@@ -1,7 +1,6 @@
 import itertools
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import map_coordinates
+from shared_data import BENCHMARKS, needs_data
 
 from pipeline.corruptions.keyed import generator
 from pipeline.corruptions.rain import (
@@ -22,8 +22,7 @@ from pipeline.corruptions.rain import (
 )
 from pipeline.metrics import luma, psnr, ssim
 
-RAIN100L = Path(__file__).parents[2] / "shared" / "data" / "benchmarks" / "Rain100L"
-needs_rain100l = pytest.mark.skipif(not RAIN100L.is_dir(), reason="no Rain100L on this machine")
+RAIN100L = BENCHMARKS / "Rain100L"
 
 
 @cache
@@ -116,7 +115,7 @@ def test_lengths_are_those_of_the_streaks_that_were_drawn():
     assert (half_across, tenth_across) == pytest.approx((1.67, 3.03), abs=0.3)
 
 
-@needs_rain100l
+@needs_data
 def test_light_rain_is_like_rain100l():
     ours, _ = rain_on_benchmark("light", 80)
     real, _ = real_rain()
@@ -128,7 +127,7 @@ def test_light_rain_is_like_rain100l():
         assert ours[name] == pytest.approx(real[name], rel=0.12), name
 
 
-@needs_rain100l
+@needs_data
 def test_light_rain_falls_as_steeply_and_its_streaks_are_as_long_as_in_rain100l():
     (_, drawn), (_, photographed) = rain_on_benchmark("light", 80), real_rain()
 
@@ -144,7 +143,7 @@ def test_light_rain_falls_as_steeply_and_its_streaks_are_as_long_as_in_rain100l(
         assert length.mean() == pytest.approx(expected.mean(), rel=0.12)
 
 
-@needs_rain100l
+@needs_data
 def test_heavy_rain_is_like_rain100h():
     ours, _ = rain_on_benchmark("heavy", 20)
 

@@ -1,8 +1,7 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from data_samples import photograph
+from shared_data import BENCHMARKS, needs_data
 
 from pipeline import config
 from pipeline.corruptions.bicubic import imresize
@@ -10,9 +9,6 @@ from pipeline.data import testsets
 from pipeline.metrics import luma, psnr, ssim
 from pipeline.scoring import as_tensor, mean_scores, score, score_restoration
 from pipeline.tasks import TASKS, Bicubic, GaussianNoise, RainStreaks, task_named
-
-BENCHMARKS = Path(__file__).parents[2] / "shared" / "data" / "benchmarks"
-needs_data = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no shared data")
 
 
 def test_equal_images_have_no_finite_psnr():

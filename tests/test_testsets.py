@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shared_data import BENCHMARKS, needs_data
 
 from pipeline import config
 from pipeline.data import testsets
@@ -11,9 +12,6 @@ from pipeline.data.source_index import SourceIndex
 from pipeline.graph import Job
 from pipeline.tasks import TASKS, task_named
 from stages.source import source_stage
-
-SHARED = Path(__file__).parents[2] / "shared"
-BENCHMARKS = SHARED / "data" / "benchmarks"
 
 
 def photograph(seed: int, height: int = 40, width: int = 50) -> np.ndarray:
@@ -272,7 +270,7 @@ def test_a_source_gives_its_validation_images_and_lists_what_it_skips(tmp_path):
     assert "too few" in test_set.skipped[0]["reason"]
 
 
-@pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no shared data")
+@needs_data
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_set5_as_people_have_it_equals_what_is_made_here(scale):
     folder = BENCHMARKS / "Set5"
