@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +31,20 @@ def test_grey_photographs_keep_their_values():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
 
     np.testing.assert_array_equal(with_channels(levels.repeat(3, axis=2), 1), levels)
+
+
+def test_a_large_photograph_takes_hardly_more_memory_than_its_grey():
+    """ImageNet's largest has 61 million pixels, and a worker of each task keeps below 400 MiB."""
+    photograph = np.full((2000, 3001, 3), 200, np.uint8)
+    tracemalloc.start()
+
+    grey = with_channels(photograph, 1)
+
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grey.shape == (2000, 3001, 1)
+    assert (grey == 200).all()
+    assert most < grey.nbytes + 2**21
 
 
 def test_colour_tasks_get_the_photograph_itself():

@@ -184,6 +184,34 @@ def test_parts_do_not_list_a_changed_source_anew_all_at_once(tmp_path: Path) -> 
         run_in_parts(photographs, tmp_path / "runs", parts=2)
 
 
+def test_a_shard_that_another_split_has_made_meanwhile_stays_as_it_was_sealed(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """Parts of 2 and parts of 3 at once lock each other out of nothing."""
+    source = listed(photographs, tmp_path / "source")
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    settings = sr3_settings(folder, source, photographs, samples_per_shard=8)
+    unit = plan_shards(14, 2, settings)[0]
+    sealed: dict[Path, tuple[bytes, int]] = {}
+
+    def contents() -> dict[Path, tuple[bytes, int]]:
+        return {path: (path.read_bytes(), path.stat().st_ino) for path in folder.iterdir()}
+
+    def others_make_it_first() -> None:
+        if not sealed:
+            (mine,) = folder.glob(".*.tmp")
+            other = mine.rename(tmp_path / "mine")
+            make_shard(settings, unit, after_image=lambda: None)
+            sealed.update(contents())
+            other.unlink()  # as the last part to finish deletes what it takes for abandoned
+
+    record = make_shard(settings, unit, after_image=others_make_it_first)
+
+    assert contents() == sealed
+    assert record == read_record(folder, unit.name)
+
+
 def test_samples_have_the_same_bytes_whichever_photographs_share_their_shard(
     tmp_path: Path,
 ) -> None:

@@ -122,12 +122,19 @@ class ShardWriter:
         self._offsets.append(places)
 
     def finish(self, skipped: Sequence[Mapping[str, str]] = ()) -> ShardRecord:
-        """Close the tar, put it on disk under its name, then write its record."""
+        """Close the tar, put it on disk under its name, then write its record.
+
+        Where another process has meanwhile made the shard, nothing is written and its record is
+        returned: the stage may be sealed by now.
+        """
         end = -(self._bytes + 2 * BLOCK) % tarfile.RECORDSIZE + 2 * BLOCK
         self._write(bytes(end))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        made = read_record(self._folder, self._name)
+        if made is not None and is_whole(self._folder, made):
+            return made
         offsets = None
         if self._format == "png":
             offsets = f"{self._name}.offsets.npy"
