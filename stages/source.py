@@ -14,7 +14,7 @@ from pipeline.artifacts import JSON, Manifest
 from pipeline.config import SourceConfig
 from pipeline.config_file import ConfigError
 from pipeline.config_section import Section
-from pipeline.data.patterns import PatternError, expand_braces, matching_files
+from pipeline.data.patterns import PatternError, expand_braces, matching_files, parse_dataset
 from pipeline.graph import Job, Stage, StageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE_LISTED = 100  # in the summary; the rest is counted
 Kind = Literal["folder", "tars", "parquet", "dataset", "urls"]
-SPLIT = "train"  # of a dataset that names none
 
 
 class SourceStageConfig(Section):
@@ -76,7 +75,10 @@ def _check_form(key: str, path: str) -> None:
     if kind == "folder" and "://" in path:
         raise ConfigError(f"{key}: {path}: only https:// and http:// are read by URL")
     try:
-        expand_braces(path if kind in ("urls", "tars", "parquet") else "")
+        if kind == "dataset":
+            parse_dataset(path)
+        elif kind != "folder":
+            expand_braces(path)
     except PatternError as error:
         raise ConfigError(f"{key}: {error}") from None
 
@@ -188,9 +190,7 @@ def _find(listing: "Listing", job: Job, path: str) -> None:
         case "parquet":
             list_parquet(listing, matching_files(str(resolve_location(path))))
         case "dataset":
-            dataset, _, split = path.removeprefix("hf:").partition("@")
-            name, _, subset = dataset.partition(":")
-            list_dataset(listing, name, subset or None, split or SPLIT)
+            list_dataset(listing, parse_dataset(path))
         case "urls":
             urls = expand_braces(path)
             tars = download(

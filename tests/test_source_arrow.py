@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -20,7 +18,6 @@ from source_samples import (
     contents_of,
     encoded_photographs,
     tar_bytes,
-    web_server,
     write_folder,
 )
 
@@ -232,45 +229,3 @@ def test_a_cache_that_was_emptied_is_noticed(tmp_path: Path) -> None:
     os.utime(path, ns=(1, 1))
     assert stage.stale is not None
     assert stage.stale(stage.config, source.manifest) == f"{path} changed since it was listed"
-
-
-GATED = """
-import sys
-from pathlib import Path
-from data_samples import listed
-from pipeline.graph import StageError
-try:
-    listed("hf:somebody/closed", Path(sys.argv[1]))
-except StageError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_gated_dataset_gives_the_two_steps(tmp_path: Path, status: int) -> None:
-    headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
-    card = "/datasets/somebody/closed/resolve/main/README.md"
-    faults = {path: [str(status)] * 9 for path in (card, "/api/datasets/somebody/closed")}
-    with web_server({}, faults=faults, headers=headers) as (address, asked):
-        done = subprocess.run(
-            [sys.executable, "-c", GATED, str(tmp_path / "out")],
-            cwd=Path(__file__).parents[1],
-            env=os.environ
-            | {
-                "HF_ENDPOINT": address,
-                "HF_HOME": str(tmp_path / "home"),
-                "HF_HUB_OFFLINE": "0",
-                "PYTHONPATH": "tests",
-            },
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    assert done.returncode == 0, done.stderr
-    assert card in asked
-    assert done.stdout.strip() == (
-        "hf:somebody/closed: a gated dataset. Two steps: accept its terms on "
-        f"{address}/datasets/somebody/closed, then log in here with `hf auth login`; "
-        "and run the same command again"
-    )

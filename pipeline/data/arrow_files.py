@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.data.containers import container_at
 from pipeline.data.listing import Listing
+from pipeline.data.patterns import NamedDataset
 from pipeline.data.source import SourceError
 
 if TYPE_CHECKING:
@@ -61,26 +62,24 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
     _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))
 
 
-def list_dataset(listing: Listing, dataset: str, subset: str | None, split: str) -> None:
-    """Add the photographs of a dataset of the Hub, or of a folder that is one, each named
-    `<split>/<row>/<its own name>`; `subset` is what `datasets` calls a configuration."""
+def list_dataset(listing: Listing, named: NamedDataset) -> None:
+    """Add the photographs of a dataset, each named `<split>/<row>/<its own name>`."""
     import datasets
     from huggingface_hub.errors import GatedRepoError
 
-    where = f"hf:{dataset}{f':{subset}' if subset else ''}@{split}"
     try:
         cached = _Cached.of(
-            datasets.load_dataset(dataset, subset, split=split, keep_in_memory=False)
+            datasets.load_dataset(named.name, named.subset, split=named.split, keep_in_memory=False)
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if any(isinstance(each, GatedRepoError) for each in _causes(error)) or _GATED in str(error):
             raise SourceError(
-                f"hf:{dataset}: a gated dataset. Two steps: accept its terms on "
-                f"{datasets.config.HF_ENDPOINT}/datasets/{dataset}, then log in here with "
+                f"hf:{named.name}: a gated dataset. Two steps: accept its terms on "
+                f"{datasets.config.HF_ENDPOINT}/datasets/{named.name}, then log in here with "
                 "`hf auth login`; and run the same command again"
             ) from error
-        raise SourceError(f"{where}: can't be loaded: {_one_line(error)}") from error
-    _list_cached(listing, cached, [(split.encode(), cached.rows)], where)
+        raise SourceError(f"{named}: can't be loaded: {_one_line(error)}") from error
+    _list_cached(listing, cached, [(named.split.encode(), cached.rows)], str(named))
 
 
 def _list_cached(

@@ -1,6 +1,8 @@
-"""From a pattern, such as data/train-{000..146}.tar, to the files or addresses that it names."""
+"""From a pattern, such as data/train-{000..146}.tar, to the files or addresses that it names; and
+from hf:owner/name:subset@split#revision to its parts."""
 
 import glob
+from dataclasses import dataclass
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -8,6 +10,44 @@ from braceexpand import braceexpand
 
 class PatternError(ValueError):
     """A pattern that names nothing; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedDataset:
+    """A split of a dataset of the Hugging Face Hub, or of a folder that is one."""
+
+    name: str
+    subset: str | None  # what `datasets` calls a configuration
+    split: str
+    revision: str | None  # a commit, tag or branch; None: main
+
+    def __str__(self) -> str:
+        subset = f":{self.subset}" if self.subset else ""
+        revision = f"#{self.revision}" if self.revision else ""
+        return f"hf:{self.name}{subset}@{self.split}{revision}"
+
+
+def parse_dataset(path: str) -> NamedDataset:
+    """What `hf:name`, `hf:name@split`, `hf:name:subset@split` or one of them, then `#revision`,
+    names."""
+    dataset, _, rest = path.removeprefix("hf:").partition("@")
+    name, _, subset = dataset.partition(":")
+    split, _, revision = rest.partition("#")
+    split = split or "train"
+    if not name:
+        raise PatternError(f"{path}: names no dataset; write it as hf:owner/name@split")
+    if "#" in dataset and not rest:
+        raise PatternError(
+            f"{path}: a revision comes after a split; write it as hf:owner/name@split#revision"
+        )
+    if "[" in split or "(" in split:  # rows, how to round their number
+        arguments = ", ".join(map(repr, filter(None, (name, subset))))
+        raise PatternError(
+            f"{path}: only whole splits are read, such as hf:{dataset}@train; "
+            f'save the part of one with datasets.load_dataset({arguments}, split="{split}")'
+            '.to_parquet("part.parquet") and name that file'
+        )
+    return NamedDataset(name=name, subset=subset or None, split=split, revision=revision or None)
 
 
 def expand_braces(pattern: str) -> list[str]:
