@@ -62,15 +62,18 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
     _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))
 
 
-def list_dataset(listing: Listing, named: NamedDataset) -> None:
-    """Add the photographs of a dataset, each named `<split>/<row>/<its own name>`."""
+def list_dataset(listing: Listing, named: NamedDataset) -> str | None:
+    """Add the photographs of a dataset, each named `<split>/<row>/<its own name>`; the commit that
+    was read, where the dataset is of the Hub."""
     import datasets
     from huggingface_hub.errors import GatedRepoError
 
+    if named.revision and Path(named.name).is_dir():
+        raise SourceError(f"{named}: a folder has no revisions; leave #{named.revision} out")
     try:
-        cached = _Cached.of(
-            datasets.load_dataset(named.name, named.subset, split=named.split, keep_in_memory=False)
-        )
+        builder = datasets.load_dataset_builder(named.name, named.subset, revision=named.revision)
+        builder.download_and_prepare()
+        cached = _Cached.of(builder.as_dataset(split=named.split))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if any(isinstance(each, GatedRepoError) for each in _causes(error)) or _GATED in str(error):
             raise SourceError(
@@ -79,7 +82,20 @@ def list_dataset(listing: Listing, named: NamedDataset) -> None:
                 "`hf auth login`; and run the same command again"
             ) from error
         raise SourceError(f"{named}: can't be loaded: {_one_line(error)}") from error
+    _check_revision(builder, named)
     _list_cached(listing, cached, [(named.split.encode(), cached.rows)], str(named))
+    return builder.hash if builder.repo_id else None
+
+
+def _check_revision(builder: "datasets.DatasetBuilder", named: NamedDataset) -> None:
+    """Raise SourceError where `datasets`, without the Hub, took any revision that it has."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    if named.revision and isinstance(builder, Cache) and builder.hash != named.revision:
+        raise SourceError(
+            f"{named}: the Hub doesn't answer, and what is in the cache of datasets is the commit "
+            f"{builder.hash}; name that one, or run the same command again where the Hub answers"
+        )
 
 
 def _list_cached(
