@@ -75,6 +75,20 @@ def test_photographs_in_parquet_files_are_byte_identical(tmp_path: Path) -> None
     assert contents_of(index_in(artifact)) == expected
 
 
+def test_names_that_look_like_patterns_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a [x] {y,z}?*"
+    write_parquet(folder, ROWS, ("a[1].parquet", "a{1,2}.parquet", "b*.parquet"))
+    monkeypatch.chdir(folder)
+
+    one = index_in(listed("a[1].parquet", tmp_path / "one"))
+    all_three = index_in(listed("*.parquet", tmp_path / "all"))
+
+    assert sorted(contents_of(one).values()) == sorted(list(PHOTOGRAPHS.values())[:3])
+    assert sorted(contents_of(all_three).values()) == sorted(PHOTOGRAPHS.values())
+
+
 def test_photographs_of_a_dataset_are_byte_identical(tmp_path: Path) -> None:
     parts = tuple(f"train-0000{number}-of-00002.parquet" for number in range(2))
     write_parquet(tmp_path / "in" / "data", ROWS, parts)
@@ -202,6 +216,10 @@ def test_a_dataset_has_one_column_of_images(
             "{}/broken.parquet",
             r"broken.parquet: Parquet magic bytes .*; repair or replace the file",
         ),
+        (
+            "{}/in/a::b.parquet",
+            r"a::b.parquet: `datasets` takes :: for .*; rename it",
+        ),
         ("{}/none-*.parquet", r"none-\*.parquet: no such file"),
         ("hf:{}/in@test", r"can't be loaded: Unknown split .test.. Should be one of \['train'\]"),
         ("hf:nobody/nothing", r"hf:nobody/nothing@train: can't be loaded: .*OfflineMode"),
@@ -209,6 +227,7 @@ def test_a_dataset_has_one_column_of_images(
 )
 def test_what_can_not_be_loaded_is_an_error(tmp_path: Path, path: str, message: str) -> None:
     write_parquet(tmp_path / "in", ROWS, ("a.parquet",))
+    (tmp_path / "in" / "a::b.parquet").hardlink_to(tmp_path / "in" / "a.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no parquet PAR1?")
 
     with pytest.raises(StageError, match=message):

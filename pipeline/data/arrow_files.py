@@ -1,6 +1,7 @@
 """Finds the photographs in parquet files and Hugging Face datasets: their encoded bytes lie in
 Arrow files in the cache of the `datasets` library, which are read like tars from then on."""
 
+import glob
 import mmap
 import os
 import re
@@ -40,7 +41,6 @@ class _Cached:
 def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
     """Add the photographs in parquet files, each named `<file>/<row>/<its own name>`."""
     import datasets
-    import pyarrow
     from pyarrow import parquet
 
     names = [os.fsencode(path.name) for path in paths]
@@ -49,14 +49,17 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
             f"{paths[0].parent}: two parquet files have the same name, which is part of the keys "
             "of the photographs in them; rename one"
         )
+    for path in paths:
+        if "::" in str(path):
+            raise SourceError(f"{path}: `datasets` takes :: for a file in an archive; rename it")
     try:
         rows = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
+        # `datasets` takes names for patterns.
+        files = [glob.escape(str(path)) for path in paths]
         cached = _Cached.of(
-            datasets.load_dataset(
-                "parquet", data_files=list(map(str, paths)), split="train", keep_in_memory=False
-            )
+            datasets.load_dataset("parquet", data_files=files, split="train", keep_in_memory=False)
         )
-    except (pyarrow.ArrowInvalid, datasets.exceptions.DatasetGenerationError) as error:
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         where = ", ".join(map(str, paths[:3]))
         raise SourceError(f"{where}: {_one_line(error)}; repair or replace the file") from error
     _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))

@@ -2,6 +2,7 @@
 from hf:owner/name:subset@split#revision to its parts."""
 
 import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +62,21 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """The files that the pattern names, sorted; each of its alternatives must be there."""
-    if Path(pattern).exists():  # a name that only looks like a pattern
-        return [Path(pattern)]
-    found: set[str] = set()
+    """The files that the pattern names, sorted; each of its alternatives must be there. What is
+    there under its very name is no pattern, only what follows it."""
+    whole = Path(pattern)
+    # Unlike pathlib's, these take a pattern that is too long for a name.
+    if os.path.exists(whole):
+        return [whole]
+    folder = next(parent for parent in whole.parents if os.path.isdir(parent))
+    found: set[Path] = set()
     missing = []
-    for each in expand_braces(pattern):
-        files = glob.glob(each, recursive=True)
-        found.update(files)
+    for each in expand_braces(str(whole.relative_to(folder))):
+        files = glob.glob(each, root_dir=folder, recursive=True)
+        found.update(folder / file for file in files)
         if not files:
-            missing.append(each)
+            missing.append(str(folder / each))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise PatternError(f"{missing[0]}{more}: no such file; set the path of the source to yours")
-    return [Path(file) for file in sorted(found)]
+    return sorted(found, key=str)
