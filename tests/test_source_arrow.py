@@ -242,7 +242,8 @@ def test_a_cache_that_was_emptied_is_noticed(tmp_path: Path) -> None:
     assert source is not None
     index_in(source).path(0).unlink()
 
-    with pytest.raises(StageError, match=r"arrow: is gone: the source changed.*--until source@"):
+    message = r"arrow: is gone: the cache of datasets .* HF_HOME must be .*--until source@"
+    with pytest.raises(StageError, match=message):
         execute(corrupting_stage("denoise30", path), tmp_path / "noise", {"source": source})
 
     os.utime(path, ns=(1, 1))
