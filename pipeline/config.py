@@ -40,7 +40,7 @@ class SourceConfig(Section):
       tars of a webdataset: data/train-{000..146}.tar, data/*.tar or https://…/train-{000..146}.tar;
       parquet files: data/*.parquet;
       a dataset of the Hugging Face Hub, or a folder that is one: hf:owner/name@split (train), or
-        hf:owner/name:subset@split.
+        hf:owner/name:subset@split; of another revision than main: …@split#revision.
     What is local is relative to the working directory.
     """
 

@@ -14,7 +14,7 @@ from pipeline.artifacts import JSON, Manifest
 from pipeline.config import SourceConfig
 from pipeline.config_file import ConfigError
 from pipeline.config_section import Section
-from pipeline.data.patterns import PatternError, expand_braces, matching_files
+from pipeline.data.patterns import PatternError, expand_braces, matching_files, parse_dataset
 from pipeline.graph import Job, Stage, StageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE_LISTED = 100  # in the summary; the rest is counted
 Kind = Literal["folder", "tars", "parquet", "dataset", "urls"]
-SPLIT = "train"  # of a dataset that names none
 
 
 class SourceStageConfig(Section):
@@ -76,7 +75,10 @@ def _check_form(key: str, path: str) -> None:
     if kind == "folder" and "://" in path:
         raise ConfigError(f"{key}: {path}: only https:// and http:// are read by URL")
     try:
-        expand_braces(path if kind in ("urls", "tars", "parquet") else "")
+        if kind == "dataset":
+            parse_dataset(path)
+        elif kind != "folder":
+            expand_braces(path)
     except PatternError as error:
         raise ConfigError(f"{key}: {error}") from None
 
@@ -109,7 +111,7 @@ def run(job: Job) -> dict[str, JSON]:
     try:
         # Taken first: what changes while the listing runs must look changed afterwards.
         modified = _modification_times(config)
-        listing = _list(job, config, root)
+        listing, commit = _list(job, config, root)
         index = SourceIndex(job.folder, root)
         validation, undecodable = choose_validation(
             index,
@@ -142,6 +144,7 @@ def run(job: Job) -> dict[str, JSON]:
         "other_files": listing.other_files,
         "unreadable_found": len(unreadable),
         "unreadable": unreadable[:UNREADABLE_LISTED],
+        **({"commit": commit} if commit else {}),
     }
 
 
@@ -150,8 +153,9 @@ def _root(path: str) -> str:
     return path if source_kind(path) in ("dataset", "urls") else str(resolve_location(path))
 
 
-def _list(job: Job, config: SourceStageConfig, root: str) -> "Listing":
-    """Write the index into the job's folder; of real pairs, both indices and who is whose."""
+def _list(job: Job, config: SourceStageConfig, root: str) -> tuple["Listing", str | None]:
+    """Write the index into the job's folder; of real pairs, both indices and who is whose. Beside
+    what was listed: the commit of a dataset of the Hub."""
     from pipeline.data.downloads import DOWNLOADS_FOLDER
     from pipeline.data.listing import write_index
     from pipeline.data.pairs import write_pairs
@@ -168,13 +172,19 @@ def _list(job: Job, config: SourceStageConfig, root: str) -> "Listing":
 
     if config.corrupted is not None:
         clean, corrupted = _checked_folder(config.path), _checked_folder(config.corrupted)
-        return write_pairs(clean, corrupted, job.folder, progress=progress)
-    return write_index(
-        root, job.folder, lambda listing: _find(listing, job, config.path), progress=progress
+        return write_pairs(clean, corrupted, job.folder, progress=progress), None
+    commits: list[str | None] = []
+    listing = write_index(
+        root,
+        job.folder,
+        lambda listing: commits.append(_find(listing, job, config.path)),
+        progress=progress,
     )
+    return listing, commits[0]
 
 
-def _find(listing: "Listing", job: Job, path: str) -> None:
+def _find(listing: "Listing", job: Job, path: str) -> str | None:
+    """Add what `path` names; the commit of a dataset of the Hub."""
     from pipeline.data.arrow_files import list_dataset, list_parquet
     from pipeline.data.downloads import DOWNLOADS_FOLDER, download
     from pipeline.data.folders import list_folder
@@ -188,9 +198,7 @@ def _find(listing: "Listing", job: Job, path: str) -> None:
         case "parquet":
             list_parquet(listing, matching_files(str(resolve_location(path))))
         case "dataset":
-            dataset, _, split = path.removeprefix("hf:").partition("@")
-            name, _, subset = dataset.partition(":")
-            list_dataset(listing, name, subset or None, split or SPLIT)
+            return list_dataset(listing, parse_dataset(path))
         case "urls":
             urls = expand_braces(path)
             tars = download(
@@ -199,6 +207,7 @@ def _find(listing: "Listing", job: Job, path: str) -> None:
                 progress=lambda done, much: job.progress(done, len(urls), f"tars, {much} came"),
             )
             list_tars(listing, tars, beside=job.folder)
+    return None
 
 
 def _checked_folder(path: str) -> Path:

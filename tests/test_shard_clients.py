@@ -44,25 +44,30 @@ def test_stock_webdataset_reads_the_same_arrays(tmp_path: Path, image_format: st
         assert sample["json"]["source"] == f"n01/{sample['__key__']} grüße.JPEG"
 
 
+@pytest.mark.parametrize("streaming", [True, False], ids=["streaming", "whole"])
 @pytest.mark.parametrize("image_format", ["npy", "png"])
-def test_stock_datasets_reads_the_same_arrays(tmp_path: Path, image_format: str) -> None:
+def test_stock_datasets_reads_the_same_arrays(
+    tmp_path: Path, image_format: str, streaming: bool
+) -> None:
+    """As the README has it; the records beside the tars are no samples."""
     import datasets
 
-    write_shard(tmp_path, image_format=image_format)
-    files = {"train": [str(tmp_path / "train-00000.tar")]}
+    for name in ("train-00000", "train-00001"):
+        write_shard(tmp_path / "sr2@photos", image_format=image_format, name=name)
+    assert (tmp_path / "sr2@photos" / "train-00001.json").exists()
 
     samples = list(
         datasets.load_dataset(
             "webdataset",
-            data_files=files,
+            data_files=f"{tmp_path}/sr2@photos/train-*.tar",
             split="train",
-            streaming=True,
+            streaming=streaming,
             cache_dir=str(tmp_path / "cache"),
         )
     )
 
-    assert [sample["__key__"] for sample in samples] == KEYS
-    for sample, clean, corrupted in zip(samples, CLEAN, CORRUPTED, strict=True):
+    assert [sample["__key__"] for sample in samples] == 2 * KEYS
+    for sample, clean, corrupted in zip(samples, 2 * CLEAN, 2 * CORRUPTED, strict=True):
         assert np.array_equal(np.asarray(sample[f"clean.{image_format}"]), clean)
         assert np.array_equal(np.asarray(sample[f"corrupted.{image_format}"]), corrupted)
         assert sample["json"]["box"] == [0, 0, 24, 24]

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -20,7 +18,6 @@ from source_samples import (
     contents_of,
     encoded_photographs,
     tar_bytes,
-    web_server,
     write_folder,
 )
 
@@ -76,6 +73,20 @@ def test_photographs_in_parquet_files_are_byte_identical(tmp_path: Path) -> None
         )
     )
     assert contents_of(index_in(artifact)) == expected
+
+
+def test_names_that_look_like_patterns_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a [x] {y,z}?*"
+    write_parquet(folder, ROWS, ("a[1].parquet", "a{1,2}.parquet", "b*.parquet"))
+    monkeypatch.chdir(folder)
+
+    one = index_in(listed("a[1].parquet", tmp_path / "one"))
+    all_three = index_in(listed("*.parquet", tmp_path / "all"))
+
+    assert sorted(contents_of(one).values()) == sorted(list(PHOTOGRAPHS.values())[:3])
+    assert sorted(contents_of(all_three).values()) == sorted(PHOTOGRAPHS.values())
 
 
 def test_photographs_of_a_dataset_are_byte_identical(tmp_path: Path) -> None:
@@ -205,6 +216,10 @@ def test_a_dataset_has_one_column_of_images(
             "{}/broken.parquet",
             r"broken.parquet: Parquet magic bytes .*; repair or replace the file",
         ),
+        (
+            "{}/in/a::b.parquet",
+            r"a::b.parquet: `datasets` takes :: for .*; rename it",
+        ),
         ("{}/none-*.parquet", r"none-\*.parquet: no such file"),
         ("hf:{}/in@test", r"can't be loaded: Unknown split .test.. Should be one of \['train'\]"),
         ("hf:nobody/nothing", r"hf:nobody/nothing@train: can't be loaded: .*OfflineMode"),
@@ -212,6 +227,7 @@ def test_a_dataset_has_one_column_of_images(
 )
 def test_what_can_not_be_loaded_is_an_error(tmp_path: Path, path: str, message: str) -> None:
     write_parquet(tmp_path / "in", ROWS, ("a.parquet",))
+    (tmp_path / "in" / "a::b.parquet").hardlink_to(tmp_path / "in" / "a.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no parquet PAR1?")
 
     with pytest.raises(StageError, match=message):
@@ -226,51 +242,10 @@ def test_a_cache_that_was_emptied_is_noticed(tmp_path: Path) -> None:
     assert source is not None
     index_in(source).path(0).unlink()
 
-    with pytest.raises(StageError, match=r"arrow: is gone: the source changed.*--until source@"):
+    message = r"arrow: is gone: the cache of datasets .* HF_HOME must be .*--until source@"
+    with pytest.raises(StageError, match=message):
         execute(corrupting_stage("denoise30", path), tmp_path / "noise", {"source": source})
 
     os.utime(path, ns=(1, 1))
     assert stage.stale is not None
     assert stage.stale(stage.config, source.manifest) == f"{path} changed since it was listed"
-
-
-GATED = """
-import sys
-from pathlib import Path
-from data_samples import listed
-from pipeline.graph import StageError
-try:
-    listed("hf:somebody/closed", Path(sys.argv[1]))
-except StageError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_gated_dataset_gives_the_two_steps(tmp_path: Path, status: int) -> None:
-    headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
-    card = "/datasets/somebody/closed/resolve/main/README.md"
-    faults = {path: [str(status)] * 9 for path in (card, "/api/datasets/somebody/closed")}
-    with web_server({}, faults=faults, headers=headers) as (address, asked):
-        done = subprocess.run(
-            [sys.executable, "-c", GATED, str(tmp_path / "out")],
-            cwd=Path(__file__).parents[1],
-            env=os.environ
-            | {
-                "HF_ENDPOINT": address,
-                "HF_HOME": str(tmp_path / "home"),
-                "HF_HUB_OFFLINE": "0",
-                "PYTHONPATH": "tests",
-            },
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    assert done.returncode == 0, done.stderr
-    assert card in asked
-    assert done.stdout.strip() == (
-        "hf:somebody/closed: a gated dataset. Two steps: accept its terms on "
-        f"{address}/datasets/somebody/closed, then log in here with `hf auth login`; "
-        "and run the same command again"
-    )

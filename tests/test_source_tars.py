@@ -120,6 +120,14 @@ def member_offset(content: bytes, name: str) -> int:
         return tar.getmember(name).offset
 
 
+def pax_member(header: str) -> bytes:
+    """A member with a `key=value` of its own in its extended header."""
+    key, _, value = header.partition("=")
+    member = tarfile.TarInfo("x.png")
+    member.pax_headers = {key: value}
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
 @pytest.mark.parametrize(
     ("damage", "listed_before", "path", "reason"),
     [
@@ -134,6 +142,10 @@ def member_offset(content: bytes, name: str) -> int:
             r"damaged tar \(what follows its end mark at byte [\d,]+ is lost",
         ),
         ("an empty block", 3, "b.tar", r"damaged tar \(what follows its end mark"),
+        ("GNU.sparse.map=a,b", 3, "b.tar", r"damaged tar \(invalid literal for int"),
+        ("size=-1024", 3, "b.tar", r"damaged tar \(a member of -1024 bytes\)"),
+        (f"size={10**23}", 3, "b.tar", r"damaged tar \("),
+        ("headers of headers", 3, "b.tar", r"damaged tar \("),
     ],
 )
 def test_a_damaged_tar_is_named_and_the_rest_is_listed(
@@ -148,7 +160,8 @@ def test_a_damaged_tar_is_named_and_the_rest_is_listed(
         "first header": b"X" + whole[1:],
         "two in one": whole + whole,
         "an empty block": whole[:at] + bytes(512) + whole[at:],
-    }[damage]
+        "headers of headers": whole[:at] + pax_member("a=b")[:-512] * 1000 + whole[at:],
+    }.get(damage) or whole[:at] + pax_member(damage) + whole[at:]
     write_folder(tmp_path, {"a.tar": whole, "b.tar": broken})
 
     summary = listed(tmp_path / "*.tar", tmp_path / "out").manifest.summary

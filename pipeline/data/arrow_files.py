@@ -1,6 +1,7 @@
 """Finds the photographs in parquet files and Hugging Face datasets: their encoded bytes lie in
 Arrow files in the cache of the `datasets` library, which are read like tars from then on."""
 
+import glob
 import mmap
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipeline.data.containers import container_at
 from pipeline.data.listing import Listing
+from pipeline.data.patterns import NamedDataset
 from pipeline.data.source import SourceError
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ class _Cached:
 def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
     """Add the photographs in parquet files, each named `<file>/<row>/<its own name>`."""
     import datasets
-    import pyarrow
     from pyarrow import parquet
 
     names = [os.fsencode(path.name) for path in paths]
@@ -48,39 +49,56 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
             f"{paths[0].parent}: two parquet files have the same name, which is part of the keys "
             "of the photographs in them; rename one"
         )
+    for path in paths:
+        if "::" in str(path):
+            raise SourceError(f"{path}: `datasets` takes :: for a file in an archive; rename it")
     try:
         rows = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
+        # `datasets` takes names for patterns.
+        files = [glob.escape(str(path)) for path in paths]
         cached = _Cached.of(
-            datasets.load_dataset(
-                "parquet", data_files=list(map(str, paths)), split="train", keep_in_memory=False
-            )
+            datasets.load_dataset("parquet", data_files=files, split="train", keep_in_memory=False)
         )
-    except (pyarrow.ArrowInvalid, datasets.exceptions.DatasetGenerationError) as error:
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         where = ", ".join(map(str, paths[:3]))
         raise SourceError(f"{where}: {_one_line(error)}; repair or replace the file") from error
     _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))
 
 
-def list_dataset(listing: Listing, dataset: str, subset: str | None, split: str) -> None:
-    """Add the photographs of a dataset of the Hub, or of a folder that is one, each named
-    `<split>/<row>/<its own name>`; `subset` is what `datasets` calls a configuration."""
+def list_dataset(listing: Listing, named: NamedDataset) -> str | None:
+    """Add the photographs of a dataset, each named `<split>/<row>/<its own name>`; the commit that
+    was read, where the dataset is of the Hub."""
     import datasets
     from huggingface_hub.errors import GatedRepoError
 
-    where = f"hf:{dataset}{f':{subset}' if subset else ''}@{split}"
+    if named.revision and Path(named.name).is_dir():
+        raise SourceError(f"{named}: a folder has no revisions; leave #{named.revision} out")
     try:
-        cached = _Cached.of(
-            datasets.load_dataset(dataset, subset, split=split, keep_in_memory=False)
-        )
+        builder = datasets.load_dataset_builder(named.name, named.subset, revision=named.revision)
+        builder.download_and_prepare()
+        cached = _Cached.of(builder.as_dataset(split=named.split))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if any(isinstance(each, GatedRepoError) for each in _causes(error)) or _GATED in str(error):
             raise SourceError(
-                f"hf:{dataset}: a gated dataset. Two steps: accept its terms on "
-                f"{datasets.config.HF_ENDPOINT}/datasets/{dataset}, then log in here with "
+                f"hf:{named.name}: a gated dataset. Two steps: accept its terms on "
+                f"{datasets.config.HF_ENDPOINT}/datasets/{named.name}, then log in here with "
                 "`hf auth login`; and run the same command again"
             ) from error
-        raise SourceError(f"{where}: can't be loaded: {_one_line(error)}") from error
-    _list_cached(listing, cached, [(split.encode(), cached.rows)], where)
+        raise SourceError(f"{named}: can't be loaded: {_one_line(error)}") from error
+    _check_revision(builder, named)
+    _list_cached(listing, cached, [(named.split.encode(), cached.rows)], str(named))
+    return builder.hash if builder.repo_id else None
+
+
+def _check_revision(builder: "datasets.DatasetBuilder", named: NamedDataset) -> None:
+    """Raise SourceError where `datasets`, without the Hub, took any revision that it has."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    if named.revision and isinstance(builder, Cache) and builder.hash != named.revision:
+        raise SourceError(
+            f"{named}: the Hub doesn't answer, and what is in the cache of datasets is the commit "
+            f"{builder.hash}; name that one, or run the same command again where the Hub answers"
+        )
 
 
 def _list_cached(

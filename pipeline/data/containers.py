@@ -13,6 +13,10 @@ from pipeline.data.source import SourceError
 
 CONTAINERS_FILE = "containers.json"
 FILES_KEPT = 64  # open, per index
+_NO_CACHE = (
+    "the cache of datasets was emptied, or is not on this machine: HF_HOME must be set to a "
+    "folder that all machines share when photographs are listed"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,8 @@ class ContainerReader:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise SourceError(f"{path}: is gone: the source changed") from error
+            why = _NO_CACHE if path.suffix == ".arrow" else "the source changed"
+            raise SourceError(f"{path}: is gone: {why}") from error
         status = os.fstat(descriptor)
         found = None
         if status.st_size != listed.bytes:

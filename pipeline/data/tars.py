@@ -11,6 +11,8 @@ from pipeline.data.source import SourceError
 
 BLOCK = tarfile.BLOCKSIZE
 PADDING = 2**24  # at most, after the end mark; tar itself pads to 10,240 bytes
+# What tarfile raises on damaged headers, beside the TarError that it documents.
+_DAMAGED = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError)
 
 
 def list_tars(listing: Listing, paths: Sequence[Path], *, beside: Path | None = None) -> None:
@@ -40,11 +42,13 @@ def _list_tar(listing: Listing, path: Path, descriptor: int) -> None:
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
+                if member.size < 0:  # the next header would be looked for before this one
+                    raise tarfile.ReadError(f"a member of {member.size} bytes")
                 # It would grow with the tar.
                 tar.members.clear()  # type: ignore[attr-defined]
                 _add(listing, name, member, size)
             end = tar.offset
-    except tarfile.TarError as error:
+    except _DAMAGED as error:
         listing.refuse(name, f"damaged tar ({_reason(error, path)})")
         return
     # tarfile takes a damaged header, and the first empty block, for the end of the tar.
@@ -57,10 +61,12 @@ def _list_tar(listing: Listing, path: Path, descriptor: int) -> None:
         listing.refuse(name, f"damaged tar (what follows its end mark at byte {end:,} is lost)")
 
 
-def _reason(error: tarfile.TarError, path: Path) -> str:
+def _reason(error: Exception, path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(2)
-    return "it is compressed, unpack it first" if start == b"\x1f\x8b" else str(error)
+    if start == b"\x1f\x8b":
+        return "it is compressed, unpack it first"
+    return str(error) or type(error).__name__
 
 
 def _add(listing: Listing, tar: bytes, member: tarfile.TarInfo, tar_bytes: int) -> None:
