@@ -54,7 +54,7 @@ def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: in
         largest_crop=largest_crop,
     )
     return Stage(
-        name=f"source@{name}", kind="source", version=2, config=config, run=run, stale=_stale
+        name=f"source@{name}", kind="source", version=3, config=config, run=run, stale=_stale
     )
 
 

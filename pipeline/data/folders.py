@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from pipeline.data.listing import Listing, is_photograph
+from pipeline.data.listing import Listing, content_digest, is_photograph
 
 
 def list_folder(listing: Listing, root: Path) -> None:
@@ -61,4 +61,21 @@ def _add(listing: Listing, entry: os.DirEntry[bytes], name: bytes) -> None:
     if not stat.S_ISREG(status.st_mode):
         listing.refuse(name, "not a file")
         return
-    listing.add(name, status.st_size, is_own_file=True)
+    listing.add_file(
+        name,
+        status.st_size,
+        modified_ns=status.st_mtime_ns,
+        content=_content(entry.path, status.st_size),
+    )
+
+
+def _content(path: bytes, size: int) -> int:
+    """Its digest; 0 for what nobody may read, which is left out when it is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        return 0
+    try:
+        return content_digest(size, lambda start, count: os.pread(descriptor, count, start))
+    finally:
+        os.close(descriptor)
