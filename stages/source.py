@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -150,8 +151,14 @@ def run(job: Job) -> dict[str, JSON]:
 
 
 def _root(path: str) -> str:
-    """The same for the same photographs, from whatever folder the command is given."""
-    return path if source_kind(path) in ("dataset", "urls") else str(resolve_location(path))
+    """The same for the same photographs, from whatever folder the command is given, and however
+    the addresses are signed: what is secret in them is in their queries."""
+    kind = source_kind(path)
+    if kind == "urls":
+        before = path.partition("?")[0]
+        is_whole = before.count("{") == before.count("}")
+        return before if is_whole else re.sub(r"\?[^,{}]*", "", path)
+    return path if kind == "dataset" else str(resolve_location(path))
 
 
 def _list(job: Job, config: SourceStageConfig, root: str) -> "Listing":
