@@ -1,6 +1,6 @@
 """Collects photographs, wherever they are found, into the index that everything else maps.
 
-Memory stays small (about 120 bytes a photograph): names go straight to disk, and only numbers are
+Memory stays small (about 170 bytes a photograph): names go straight to disk, and only numbers are
 held for sorting.
 """
 
