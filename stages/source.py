@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ from pipeline.artifacts import JSON, Manifest
 from pipeline.config import SourceConfig
 from pipeline.config_file import ConfigError
 from pipeline.config_section import Section
+from pipeline.data.folder_tree import changed_folder, path_text
 from pipeline.data.patterns import PatternError, expand_braces, matching_files, parse_dataset
 from pipeline.graph import Job, Stage, StageError
 
@@ -53,7 +55,7 @@ def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: in
         largest_crop=largest_crop,
     )
     return Stage(
-        name=f"source@{name}", kind="source", version=2, config=config, run=run, stale=_stale
+        name=f"source@{name}", kind="source", version=3, config=config, run=run, stale=_stale
     )
 
 
@@ -110,7 +112,7 @@ def run(job: Job) -> dict[str, JSON]:
     root = _root(config.path)
     try:
         # Taken first: what changes while the listing runs must look changed afterwards.
-        modified = _modification_times(config)
+        modified = _container_times(config)
         listing, commit = _list(job, config, root)
         index = SourceIndex(job.folder, root)
         validation, undecodable = choose_validation(
@@ -133,15 +135,18 @@ def run(job: Job) -> dict[str, JSON]:
     for each in unreadable[:UNREADABLE_LISTED]:
         logger.warning("%s: %s", each["path"], each["reason"])
     logger.info("%s: %d photographs, %d for validation", root, len(index), validation.sum())
+    if listing.repeated_links:
+        logger.info("%d links lead to files that are listed, left out", listing.repeated_links)
     return {
         "root": root,
         "corrupted_root": _root(config.corrupted) if config.corrupted else None,
-        "modified": modified,
+        "modified": modified | listing.folder_times,
         "identity": source_identity(index, validation),
         "images": len(index),
         "validation": int(validation.sum()),
         "bytes": int(index.sizes.sum()),
         "other_files": listing.other_files,
+        "repeated_links": listing.repeated_links,
         "unreadable_found": len(unreadable),
         "unreadable": unreadable[:UNREADABLE_LISTED],
         **({"commit": commit} if commit else {}),
@@ -149,8 +154,14 @@ def run(job: Job) -> dict[str, JSON]:
 
 
 def _root(path: str) -> str:
-    """The same for the same photographs, from whatever folder the command is given."""
-    return path if source_kind(path) in ("dataset", "urls") else str(resolve_location(path))
+    """The same for the same photographs, from whatever folder the command is given, and however
+    the addresses are signed: what is secret in them is in their queries."""
+    kind = source_kind(path)
+    if kind == "urls":
+        before = path.partition("?")[0]
+        is_whole = before.count("{") == before.count("}")
+        return before if is_whole else re.sub(r"\?[^,{}]*", "", path)
+    return path if kind == "dataset" else str(resolve_location(path))
 
 
 def _list(job: Job, config: SourceStageConfig, root: str) -> tuple["Listing", str | None]:
@@ -224,32 +235,13 @@ def _checked_folder(path: str) -> Path:
     return folder
 
 
-def _modification_times(config: SourceStageConfig) -> dict[str, JSON]:
-    """Nanoseconds of the folders and of those directly in them, which change with their files;
-    bytes and nanoseconds of tars and parquet files. What isn't local is not watched."""
-    times: dict[str, JSON] = {}
-    kind = source_kind(config.path)
-    if kind == "folder" or config.corrupted is not None:
-        for path in filter(None, (config.path, config.corrupted)):
-            times |= _folder_times(_checked_folder(path))
-    elif kind in ("tars", "parquet"):
-        for file in matching_files(str(resolve_location(config.path))):
-            status = file.stat()
-            times[_text(os.fsencode(file))] = [status.st_size, status.st_mtime_ns]
-    return times
-
-
-def _folder_times(folder: Path) -> dict[str, JSON]:
-    times = {str(folder): folder.stat().st_mtime_ns}
-    with os.scandir(os.fsencode(folder)) as entries:
-        for entry in entries:
-            if os.path.isdir(entry.path):  # False for a link that leads to itself
-                times[_text(entry.path)] = entry.stat().st_mtime_ns
-    return times
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
+def _container_times(config: SourceStageConfig) -> dict[str, JSON]:
+    """Bytes and nanoseconds of tars and parquet files. What isn't local is not watched."""
+    if config.corrupted is not None or source_kind(config.path) not in ("tars", "parquet"):
+        return {}
+    files = matching_files(str(resolve_location(config.path)))
+    statuses = {path_text(os.fsencode(file)): file.stat() for file in files}
+    return {file: [status.st_size, status.st_mtime_ns] for file, status in statuses.items()}
 
 
 def _stale(config: Section, manifest: Manifest) -> str | None:
@@ -259,15 +251,18 @@ def _stale(config: Section, manifest: Manifest) -> str | None:
         now = _root(path) if path else None
         if now != listed[before]:
             return f"listed from {listed[before]}, now in {now}"
+    modified = listed["modified"]
     try:
-        times = _modification_times(config)
+        if source_kind(config.path) == "folder" or config.corrupted is not None:
+            for path in filter(None, (config.path, config.corrupted)):
+                _checked_folder(path)
+            changed = changed_folder(modified)
+        else:
+            found = _container_times(config)
+            names = found.keys() | modified.keys()
+            changed = min(
+                (name for name in names if found.get(name) != modified.get(name)), default=None
+            )
     except (OSError, PatternError, StageError):
         return None  # gone or out of reach: nobody needs them once the shards are made
-    if times != listed["modified"]:
-        changed = {
-            path
-            for path in times.keys() | listed["modified"].keys()
-            if times.get(path) != listed["modified"].get(path)
-        }
-        return f"{min(changed)} changed since it was listed"
-    return None
+    return f"{changed} changed since it was listed" if changed else None

@@ -1,9 +1,19 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_samples import imported_by, index_of, listed, listing_stage, photograph, write_photographs
+from data_samples import (
+    encoded,
+    imported_by,
+    index_of,
+    listed,
+    listing_stage,
+    photograph,
+    write_photographs,
+)
 from PIL import Image
+from source_samples import tar_bytes, write_folder
 
 from pipeline.data.source import SourceError
 from pipeline.data.source_index import SourceIndex, photograph_key
@@ -34,12 +44,68 @@ def test_listing_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> Non
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
 
+        os.utime(target, ns=(1, number))
+
     first = listed(tmp_path / "a", tmp_path / "out_a")
     second = listed(tmp_path / "b", tmp_path / "out_b")
 
     assert first.identity == second.identity
-    for name in ("index.npy", "paths.bin"):
+    for name in ("containers.json", "paths.bin"):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+    rows, others = (np.load(each.folder / "index.npy") for each in (first, second))
+    assert set(rows["modified_ns"].tolist()).isdisjoint(others["modified_ns"].tolist())
+    rows["modified_ns"] = others["modified_ns"]
+    assert np.array_equal(rows, others)
+
+
+def bitmap(seed: int, *, height: int = 80) -> bytes:
+    """Uncompressed: all of one height have as many bytes."""
+    return encoded(Image.fromarray(photograph(seed, height=height, width=80)), "BMP")
+
+
+def test_a_photograph_swapped_for_one_of_equal_size_is_not_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "in", {f"{number}.bmp": bitmap(number) for number in range(4)})
+    index = index_of(folder, tmp_path / "out")
+    first = index.path(0)
+    assert len(index.read(0)) == len(first.read_bytes())
+
+    first.write_bytes(bitmap(9))
+
+    with pytest.raises(
+        SourceError, match=rf"{first}: was written to since it was listed: the source changed"
+    ):
+        index.read(0)
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize("height", [20, 80])  # few bytes, all of which count; and many
+def test_other_photographs_of_equal_size_are_another_identity(
+    tmp_path: Path, form: str, height: int
+) -> None:
+    identities = []
+    for number, seeds in enumerate([(0, 1, 2, 3), (0, 1, 9, 3), (0, 1, 2, 3)]):
+        place = tmp_path / str(number)
+        contents = {f"{at}.bmp": bitmap(seed, height=height) for at, seed in enumerate(seeds)}
+        if form == "tar":
+            contents = {"a.tar": tar_bytes(contents)}
+        write_folder(place, contents)
+        path = place / "a.tar" if form == "tar" else place
+        identities.append(listed(path, tmp_path / f"out{number}", largest_crop=8).identity)
+
+    assert identities[0] == identities[2] != identities[1]
+
+
+def test_the_edges_of_photographs_do_not_hide_that_they_differ(tmp_path: Path) -> None:
+    """As of scans with white borders, whose first and last bytes are all alike."""
+    identities = []
+    for seed in (1, 2):
+        image = np.full((200, 200, 3), 255, np.uint8)
+        image[60:140, 60:140] = photograph(seed, height=80, width=80)
+        bordered = encoded(Image.fromarray(image), "BMP")
+        folder = write_folder(tmp_path / str(seed), {"a.bmp": bordered, "b.bmp": bordered})
+        identities.append(listed(folder, tmp_path / f"out{seed}", validation_images=1).identity)
+
+    assert identities[0] != identities[1]
 
 
 def test_location_is_in_no_fingerprint(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from data_samples import (
 )
 from PIL import Image
 
-from pipeline.graph import StageError
+from pipeline.artifacts import read_manifest
+from pipeline.data import folder_tree
+from pipeline.graph import Stage, StageError
 
 
 def test_a_folder_without_photographs_is_an_error(tmp_path: Path) -> None:
@@ -69,6 +73,27 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
     assert [each["path"] for each in summary["unreadable"]] == ["broken.png", "itself.png"]
 
 
+def test_links_to_listed_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 3)
+    outside = write_photographs(tmp_path / "elsewhere", 3)
+    inside = photographs / "class1" / "photograph 1.png"
+    (photographs / "a.png").symlink_to(inside)
+    (photographs / "b.png").symlink_to(photographs / "a.png")
+    (photographs / "more").symlink_to(outside / "class0")
+    (photographs / "c.png").symlink_to(outside / "class0" / "photograph 0.png")
+    for name in ("d.png", "e.png"):
+        (photographs / name).symlink_to(outside / "class2" / "photograph 2.png")
+    (photographs / ".hidden.png").write_bytes(inside.read_bytes())
+    (photographs / "f.png").symlink_to(photographs / ".hidden.png")
+
+    artifact = listed(photographs, tmp_path / "out", validation_images=1)
+
+    names = set((artifact.folder / "paths.bin").read_text().split("\0")[:-1])
+    own = {f"class{number}/photograph {number}.png" for number in range(3)}
+    assert names == own | {"more/photograph 0.png", "d.png", "f.png"}
+    assert artifact.manifest.summary["repeated_links"] == 4
+
+
 def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
     photographs = write_photographs(tmp_path / "in", 3)
     (photographs / "._photograph 0.png").write_bytes(b"resource fork")
@@ -96,6 +121,85 @@ def test_a_changed_folder_makes_the_listing_stale(tmp_path: Path) -> None:
     assert "listed from" in str(stage.stale(moved.config, artifact.manifest))
 
 
+def stale_after(stage: Stage, folder: Path, change: Callable[[], object]) -> str | None:
+    artifact = execute(stage, folder)
+    assert artifact is not None
+    assert stage.stale is not None
+    manifest = read_manifest(artifact.folder)  # as it is in JSON
+    assert manifest is not None
+    assert stage.stale(stage.config, manifest) is None
+    change()
+    return stage.stale(stage.config, manifest)
+
+
+@pytest.mark.parametrize("most_named", [10_000, 2])
+@pytest.mark.parametrize("name", ["train/c1", "grüße \\x41/c1", "not-utf8-\udcff/c1"])
+def test_a_change_at_any_depth_makes_the_listing_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most_named: int
+) -> None:
+    monkeypatch.setattr(folder_tree, "MOST_NAMED", most_named)
+    photographs = write_photographs(tmp_path / "in" / name, 6).parent.parent
+    new = photographs / name / "class1" / "another.png"
+
+    stale = stale_after(
+        listing_stage(photographs),
+        tmp_path / "out",
+        lambda: Image.fromarray(photograph(9)).save(new),
+    )
+
+    where = folder_tree.path_text(os.fsencode(new.parent if most_named > 2 else photographs))
+    assert stale == f"{where} changed since it was listed"
+
+
+def test_a_change_behind_a_link_makes_the_listing_stale(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 3)
+    outside = write_photographs(tmp_path / "elsewhere", 3)
+    (photographs / "more").symlink_to(outside)
+
+    stale = stale_after(
+        listing_stage(photographs),
+        tmp_path / "out",
+        (outside / "class1" / "photograph 1.png").unlink,
+    )
+
+    assert stale == f"{photographs}/more/class1 changed since it was listed"
+
+
+def test_what_a_link_led_to_and_is_gone_makes_the_listing_stale(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 3)
+    outside = write_photographs(tmp_path / "elsewhere", 3)
+    (photographs / "more").symlink_to(outside)
+
+    stale = stale_after(
+        listing_stage(photographs), tmp_path / "out", lambda: outside.rename(tmp_path / "gone")
+    )
+
+    assert stale == f"{photographs}/more changed since it was listed"
+
+
+def test_to_look_for_changes_asks_once_for_each_folder_however_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs = write_photographs(tmp_path / "in", 6)
+    for number in range(1000):
+        (photographs / "class1" / f"{number}.txt").touch()
+        (photographs / f"{number}.txt").touch()
+    asked: list[object] = []
+
+    def counted(path: object, **options: bool) -> os.stat_result:
+        asked.append(path)
+        return stat(path, **options)
+
+    stat = os.stat
+    stage = listing_stage(photographs)
+    count = partial(monkeypatch.setattr, os, "stat", counted)
+
+    assert stale_after(stage, tmp_path / "out", count) is None
+
+    folders = 4
+    assert len(asked) <= folders + 2  # whether the root is there, and is a folder
+
+
 def test_photographs_may_be_deleted_once_they_are_corrupted(tmp_path: Path) -> None:
     photographs = write_photographs(tmp_path / "in", 6)
     stage = listing_stage(photographs)
@@ -116,7 +220,8 @@ def test_photographs_that_nobody_may_list_are_an_error_and_make_nothing_stale(
     artifact = execute(stage, public / "out")
     assert artifact is not None
     assert stage.stale is not None
-    (public / "new").mkdir(mode=0o777)
+    (public / "new").mkdir()
+    (public / "new").chmod(0o777)
 
     for closed in (photographs, photographs.parent):
         closed.chmod(0)

@@ -17,6 +17,7 @@ from pipeline.config_file import ConfigError
 from pipeline.data.loader import validation_crops
 from pipeline.data.order import SampleIds
 from pipeline.data.shard_reader import open_shards
+from pipeline.data.source import SourceError
 from pipeline.data.source_index import SourceIndex
 from pipeline.data.streams import Drawn, open_stream
 from pipeline.data.testsets import open_test_set
@@ -178,6 +179,21 @@ def test_a_changed_side_makes_the_listing_stale_and_another_identity(tmp_path: P
     alone = execute(source_stage("pairs", plain, seed=0, largest_crop=8), folder / "alone")
     assert alone is not None
     assert alone.identity != before.identity
+
+
+def test_a_side_swapped_for_one_of_equal_size_is_noticed(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path, corrupted="a/{}.bmp")
+    before = listed_pairs(folder)
+    index = SourceIndex(before.folder, folder / "clean")
+    path = folder / "corrupted" / "a" / "0.bmp"
+    image = np.asarray(Image.open(path))
+
+    Image.fromarray(255 - image).save(path)
+
+    number = next(at for at in range(PAIRS) if index.corrupted.path(at) == path)
+    with pytest.raises(SourceError, match=r"corrupted/a/0.bmp: was written to since it was listed"):
+        index.corrupted.photograph(number)
+    assert listed_pairs(folder).identity != before.identity
 
 
 @pytest.mark.parametrize(

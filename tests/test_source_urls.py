@@ -52,6 +52,40 @@ def test_tars_behind_urls_are_downloaded_once_and_read_where_they_are(tmp_path: 
     assert sorted(sealed.values())[-2:] == sorted(map(len, FILES.values()))
 
 
+@pytest.mark.parametrize("pattern", ["{{0..1}}.tar?{}", "{{0.tar?{0},1.tar?{0}}}"])
+def test_an_address_that_is_signed_anew_is_the_same(tmp_path: Path, pattern: str) -> None:
+    tokens = ("token=secret&until=1", "token=geheim&until=2")
+    signed = {f"{path}?{token}": tar for path, tar in FILES.items() for token in tokens}
+    with web_server(signed, faults={f"/set/1.tar?{tokens[0]}": ["403"]}) as (address, asked):
+        old, new = (listing_stage(f"{address}/set/{pattern.format(each)}") for each in tokens)
+        with pytest.raises(StageError, match=r"/set/1.tar: the server answers 403"):
+            execute(old, tmp_path / "out")
+        artifact = execute(new, tmp_path / "out")
+
+    assert artifact is not None
+    assert sorted(asked)[:2] == [f"/set/0.tar?{tokens[0]}", f"/set/1.tar?{tokens[1]}"]
+    assert len(asked) == 3
+    assert contents_of(SourceIndex(artifact.folder, "")) == EXPECTED
+    for stage in (old, new):
+        assert stage.stale is not None
+        assert stage.stale(stage.config, artifact.manifest) is None
+    for path in artifact.folder.rglob("*.json"):
+        assert "token" not in path.read_text()
+
+
+@pytest.mark.parametrize("pattern", ["{set,other}/0.tar", "set/0.tar?{1,2}"])
+def test_equal_names_are_refused_before_anything_is_downloaded(
+    tmp_path: Path, pattern: str
+) -> None:
+    with (
+        web_server(FILES) as (address, asked),
+        pytest.raises(StageError, match=r"set/0.tar and .*/0.tar have the same name"),
+    ):
+        listed(f"{address}/{pattern}", tmp_path / "out")
+
+    assert not asked
+
+
 def test_some_are_downloaded_at_a_time_and_no_more(tmp_path: Path) -> None:
     files = {f"/set/{number}.tar": b"content" for number in range(3 * AT_ONCE)}
     meeting = threading.Barrier(AT_ONCE)  # nobody is answered before all of these are here

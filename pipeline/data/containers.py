@@ -30,9 +30,10 @@ class Container:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """What the rows of an index refer to, beside the folder of photographs."""
+    """What an index says beside its rows, which refer to the containers."""
 
     containers: Sequence[Container] = ()
+    content: str  # a digest of samples of every photograph, see `listing.content_digest`
     corrupted_root: str | None = None  # of real pairs: the folder of the corrupted versions
 
 
@@ -53,7 +54,9 @@ def write_places(folder: Path, places: Places) -> None:
 def read_places(folder: Path) -> Places:
     record = json.loads((folder / CONTAINERS_FILE).read_text())
     containers = [Container(**each) for each in record["containers"]]
-    return Places(containers=containers, corrupted_root=record["corrupted_root"])
+    return Places(
+        containers=containers, content=record["content"], corrupted_root=record["corrupted_root"]
+    )
 
 
 class ContainerReader:

@@ -53,6 +53,7 @@ def download(
     those under way are brought to their end. `progress` is told how many are there and, every
     REPORT_SECONDS, how much has come.
     """
+    _check_names(urls)
     paths = [_path_of(url, folder) for url in urls]
     for left in sorted(folder.glob("*/*")):
         if left not in paths:
@@ -101,12 +102,28 @@ def download(
     return paths
 
 
+def _without_query(url: str) -> str:
+    """What stays the same when an address is signed anew, and may be shown to anyone."""
+    return urlsplit(url)._replace(query="", fragment="").geturl()
+
+
+def _check_names(urls: Sequence[str]) -> None:
+    known: dict[str, str] = {}
+    for url in urls:
+        other = known.setdefault(_path_of(url, Path()).name, url)
+        if other != url:
+            raise SourceError(
+                f"{_without_query(other)} and {_without_query(url)} have the same name (what "
+                "follows a question mark is no part of it), which is part of the keys of the "
+                "photographs in them; rename one"
+            )
+
+
 def _path_of(url: str, folder: Path) -> Path:
-    """A folder for each place on the web, so that equal names in two places are two files."""
-    parts = urlsplit(url)
-    place, _, name = parts.path.rpartition("/")
-    digest = hashlib.sha256(f"{parts.scheme}://{parts.netloc}{place}?{parts.query}".encode())
-    return folder / digest.hexdigest()[:12] / unquote(name).replace("/", "_")
+    """A folder for each place on the web, so that no other place's file is taken for this one."""
+    place, _, name = _without_query(url).rpartition("/")
+    digest = hashlib.sha256(place.encode()).hexdigest()
+    return folder / digest[:12] / unquote(name).replace("/", "_")
 
 
 def _fetch(
@@ -119,15 +136,18 @@ def _fetch(
                 count(len(chunk))
                 file.write(chunk)
 
+    shown = _without_query(url)
     try:
-        persistently(attempt, url, backoff_seconds=BACKOFF_SECONDS, pause=pause)
+        persistently(attempt, shown, backoff_seconds=BACKOFF_SECONDS, pause=pause)
     except BrokenOff as error:
         raise SourceError(
-            f"{url}: {error}. Files that are complete are kept; run the same command again once "
+            f"{shown}: {error}. Files that are complete are kept; run the same command again once "
             "the server can be reached"
         ) from error
     except Refused as error:
-        raise SourceError(f"{url}: {error}; check the address and your right to read it") from error
+        raise SourceError(
+            f"{shown}: {error}; check the address and your right to read it"
+        ) from error
 
 
 def persistently(

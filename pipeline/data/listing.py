@@ -1,11 +1,13 @@
 """Collects photographs, wherever they are found, into the index that everything else maps.
 
-Memory stays small (about 100 bytes a photograph): names go straight to disk, and only keys, sizes
-and offsets are held for sorting.
+Memory stays small (about 170 bytes a photograph): names go straight to disk, and only numbers are
+held for sorting.
 """
 
+import hashlib
 import mmap
 import os
+import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.artifacts import sync_folder
-from pipeline.data.containers import Container, Places, write_places
+from pipeline.data.containers import Container, ContainerReader, Places, write_places
 from pipeline.data.file_names import PHOTOGRAPH_SUFFIXES
 from pipeline.data.source import SourceError, readable
 from pipeline.data.source_index import (
@@ -27,33 +29,63 @@ from pipeline.data.source_index import (
 )
 
 REPORT_EVERY = 1000  # photographs between two calls of progress
+SAMPLE_BYTES = 4096  # what a disk reads at least
 
 
 class Listing:
     """What was found so far; the names are in `names`, one after the other."""
 
-    def __init__(self, names: BinaryIO, progress: Callable[[int], None]) -> None:
+    def __init__(self, names: BinaryIO, folder: Path, progress: Callable[[int], None]) -> None:
         self.unreadable: list[dict[str, str]] = []
         self.containers: list[Container] = []
         self.other_files = 0
+        self.repeated_links = 0  # to files that are listed themselves
+        self.folder_times: dict[str, int | str] = {}  # see `folder_tree.FolderTimes`
         self._names = names
+        self._reader = ContainerReader(folder, self.containers)
         self._progress = progress
         self._keys = array("Q")
         self._sizes = array("q")
         self._lengths = array("i")  # of the names, in bytes
         self._numbers = array("i")  # of the containers
         self._offsets = array("q")
+        self._modified_ns = array("q")
+        self._contents = array("I")
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, name: bytes, size: int, *, offset: int = 0, is_own_file: bool = False) -> None:
-        """A photograph of `size` bytes, in the last of the containers or a file of its own."""
+    def add(self, name: bytes, size: int, *, offset: int) -> None:
+        """A photograph of `size` bytes in the last of the containers."""
+        container = len(self.containers) - 1
+        content = content_digest(
+            size, lambda start, count: self._reader.read(container, offset + start, count)
+        )
+        self._append(name, size, container=container, offset=offset, modified_ns=0, content=content)
+
+    def add_file(self, name: bytes, size: int, *, modified_ns: int, content: int) -> None:
+        """A photograph that is a file of its own."""
+        self._append(
+            name, size, container=OWN_FILE, offset=0, modified_ns=modified_ns, content=content
+        )
+
+    def _append(
+        self,
+        name: bytes,
+        size: int,
+        *,
+        container: int,
+        offset: int,
+        modified_ns: int,
+        content: int,
+    ) -> None:
         self._keys.append(photograph_key(name))
         self._sizes.append(size)
         self._lengths.append(len(name))
-        self._numbers.append(OWN_FILE if is_own_file else len(self.containers) - 1)
+        self._numbers.append(container)
         self._offsets.append(offset)
+        self._modified_ns.append(modified_ns)
+        self._contents.append(content)
         self._names.write(name)
         if len(self) % REPORT_EVERY == 0:
             self._progress(len(self))
@@ -73,7 +105,29 @@ class Listing:
         rows["path_offset"] = np.cumsum(lengths[by_key] + 1) - (lengths[by_key] + 1)
         rows["container"] = np.asarray(self._numbers)[by_key]
         rows["offset"] = np.asarray(self._offsets)[by_key]
+        rows["modified_ns"] = np.asarray(self._modified_ns)[by_key]
         return rows, (np.cumsum(lengths) - lengths)[by_key]
+
+    def content(self) -> str:
+        """The digest of all contents by key: the same in whatever order they were found."""
+        by_key = np.argsort(np.asarray(self._keys, dtype="<u8"), kind="stable")
+        contents = np.asarray(self._contents, dtype="<u4")[by_key]
+        return hashlib.sha256(contents.tobytes()).hexdigest()
+
+
+def content_digest(size: int, read: Callable[[int, int], bytes]) -> int:
+    """CRC-32 of samples of a photograph's bytes: the first, the middle and the last; of a small
+    one, of all. `read` takes an offset and a number of bytes.
+
+    Enough to tell photographs apart without reading them; in an uncompressed one, what differs
+    between the samples alone is not seen.
+    """
+    if size <= 3 * SAMPLE_BYTES:
+        return zlib.crc32(read(0, size))
+    digest = 0
+    for start in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
+        digest = zlib.crc32(read(start, SAMPLE_BYTES), digest)
+    return digest
 
 
 def is_photograph(name: bytes) -> bool:
@@ -93,7 +147,7 @@ def write_index(
     spool = folder / f".{PATHS_FILE}.spool"
     try:
         with spool.open("wb") as names:
-            listing = Listing(names, progress)
+            listing = Listing(names, folder, progress)
             find(listing)
         listing.unreadable.sort(key=lambda each: each["path"])
         if not len(listing):
@@ -112,7 +166,14 @@ def write_index(
             unsorted.close()
     finally:
         spool.unlink(missing_ok=True)
-    write_places(folder, Places(containers=listing.containers, corrupted_root=corrupted_root))
+    write_places(
+        folder,
+        Places(
+            containers=listing.containers,
+            content=listing.content(),
+            corrupted_root=corrupted_root,
+        ),
+    )
     save_rows(rows, folder)
     return listing
 

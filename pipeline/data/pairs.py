@@ -53,6 +53,8 @@ def write_pairs(
         progress=progress,
         corrupted_root=str(corrupted),
     )
+    listing.folder_times |= others.folder_times
+    listing.repeated_links += others.repeated_links
     for each in others.unreadable:
         listing.unreadable.append(each | {"path": f"{CORRUPTED_FOLDER}: {each['path']}"})
     partners = match_pairs(SourceIndex(folder, clean), SourceIndex(below, corrupted))

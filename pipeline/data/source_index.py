@@ -31,6 +31,7 @@ INDEX_ROW = np.dtype(
         ("size", "<i8"),  # bytes
         ("path_offset", "<i8"),
         ("offset", "<i8"),  # of the first byte in the container
+        ("modified_ns", "<i8"),  # of a file of its own; containers have theirs
         ("path_bytes", "<i4"),
         ("container", "<i4"),  # its number; OWN_FILE: none
         ("validation", "?"),
@@ -79,6 +80,11 @@ class SourceIndex:
     def validation(self) -> np.ndarray:
         """(n,) bool: which photographs never enter training."""
         return self._rows["validation"]
+
+    @property
+    def content(self) -> str:
+        """A digest of what the photographs hold, the same wherever they lie."""
+        return self._places.content
 
     @cached_property
     def corrupted(self) -> "SourceIndex | None":
@@ -129,16 +135,22 @@ class SourceIndex:
         try:
             if row["container"] != OWN_FILE:
                 return self._containers.read(int(row["container"]), int(row["offset"]), size)
-            data = self.path(number).read_bytes()
+            # Unbuffered, it is read at once into one block of its size.
+            with self.path(number).open("rb", buffering=0) as file:
+                data = file.read()
+                # Looked at last, so that what is written meanwhile is noticed too.
+                modified_ns = os.fstat(file.fileno()).st_mtime_ns
         except PermissionError as error:
             raise UnreadablePhotograph("permission denied") from error
         except FileNotFoundError:
             raise SourceError(f"{self.path(number)}: is gone: the source changed") from None
+        found = None
         if len(data) != size:
-            raise SourceError(
-                f"{self.path(number)}: has {len(data)} bytes, {size} when listed: "
-                "the source changed"
-            )
+            found = f"has {len(data)} bytes, {size} when listed"
+        elif modified_ns != row["modified_ns"]:
+            found = "was written to since it was listed"
+        if found:
+            raise SourceError(f"{self.path(number)}: {found}: the source changed")
         return data
 
     def photograph(self, number: int) -> np.ndarray:

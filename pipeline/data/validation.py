@@ -103,10 +103,12 @@ def _matching(index: SourceIndex, patterns: Sequence[str]) -> np.ndarray:
 
 
 def source_identity(index: SourceIndex, validation: np.ndarray) -> str:
-    """What dependents are fingerprinted by: every key, size and side, wherever the files lie."""
-    digest = hashlib.sha256()
+    """What dependents are fingerprinted by: every key, size, side and content, wherever the files
+    lie and whenever they were written."""
+    digest = hashlib.sha256(index.content.encode())
     parts = [index.keys, index.sizes, validation]
     if index.corrupted is not None:
+        digest.update(index.corrupted.content.encode())
         parts += [index.corrupted.keys, index.corrupted.sizes, index.partners]
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes())
