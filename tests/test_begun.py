@@ -12,6 +12,7 @@ from demo_run import Run, wait_for
 
 from launch.begun import RECORD
 from launch.local import run_graph
+from pipeline import locks
 from pipeline.artifacts import files_to_seal
 from pipeline.config import RunConfig
 from pipeline.config_file import ConfigError
@@ -73,6 +74,7 @@ def graph(crops: int = 8, seed: int = 0, version: int = 1, **training: object) -
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """Runs a graph, as a restart of a SLURM job where given; returns the warnings."""
     config = RunConfig(name="run", sources={"x": {"path": "x"}}, runtime={"runs": tmp_path})
+    monkeypatch.setattr(locks, "GRACE_SECONDS", 0.0)
 
     def run(graph: Graph, *, restart: int | None = None, job: str = "7") -> list[str]:
         for name, value in {"SLURM_RESTART_COUNT": restart, "SLURM_JOB_ID": job}.items():

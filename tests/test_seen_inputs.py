@@ -41,7 +41,7 @@ def test_what_comes_into_sight_later_is_waited_for(rain):
     command += ["--stage", STAGE, "--account", account(rain)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
-    timer = threading.Timer(4, hidden.rename, (manifest,))
+    timer = threading.Timer(3, hidden.rename, (manifest,))
     timer.start()
     _, said = process.communicate(timeout=120)
 

@@ -12,6 +12,7 @@ from cache_samples import BYTES, content_of, impatient, kept, read, record_of, w
 from fsspec.implementations.memory import MemoryFileSystem
 from source_samples import web_server
 
+from pipeline.data import shard_cache
 from pipeline.data.downloads import ATTEMPTS
 from pipeline.data.shard_cache import ShardCache
 from pipeline.data.shard_streams import shard_url
@@ -178,7 +179,10 @@ def test_addresses_of_any_characters_are_quoted() -> None:
     )
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_cache, "POLL_SECONDS", 0.001)
     (record,) = write_shards(tmp_path / "copy", 1)
 
     with pytest.raises(ShardError, match=r"/proc/nope"):
