@@ -14,6 +14,7 @@ from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel
 from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.jpeg import compress_region
 from pipeline.data.loader import training_batches
+from pipeline.data.rain_bank import open_layers
 from pipeline.data.shard_reader import open_shards
 from pipeline.data.source import read_photograph
 from pipeline.data.streams import Stream, open_stream
@@ -93,6 +94,21 @@ def test_json_of_a_sample_names_what_its_patch_was_made_with(
         drawn = [description["parameters"][key] for description, _ in samples]
         assert len(set(drawn)) > len(drawn) / 2
         assert max(drawn) - min(drawn) > (high - low) / 2
+
+
+def test_json_of_a_rainy_sample_names_the_layer_that_it_has(jpegs: Path, tmp_path: Path) -> None:
+    artifact = corrupted("derain", jpegs, tmp_path)
+    (bank,) = tmp_path.rglob("layers.npy")
+    layers = open_layers(bank.parent, held_out=False)
+
+    samples = samples_of(artifact)
+
+    for description, images in samples:
+        layer = layers[description["parameters"]["layer"]]
+        clean, rainy = (images[name][..., 0].astype(int) for name in ("clean", "corrupted"))
+        pieces = np.lib.stride_tricks.sliding_window_view(layer, clean.shape)
+        assert (np.minimum(255, clean + pieces) == rainy).all(axis=(2, 3)).any()
+    assert len({description["parameters"]["layer"] for description, _ in samples}) > 1
 
 
 def one_batch(stream: Stream, *, step: int = 0, **data: bool) -> tuple[torch.Tensor, torch.Tensor]:

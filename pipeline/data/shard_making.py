@@ -83,6 +83,7 @@ class Crop:
     top: int  # in the clean photograph
     left: int
     corruption: Corruption
+    layer: int | None  # of the rain's bank
     rng: np.random.Generator  # for what the corruption draws pixel by pixel
 
 
@@ -185,8 +186,9 @@ def _add_crops(
 ) -> None:
     """The crops of some photographs, step by step for all of them: a processor repeats a step in
     half to two thirds of the time that it takes after other steps."""
+    layers = 0 if rain_layers is None else len(rain_layers)
     crops = [
-        _draw_crop(photograph, number, settings)
+        _draw_crop(photograph, number, settings, rain_layers=layers)
         for photograph in photographs
         for number in range(settings.crops_per_image)
     ]
@@ -195,7 +197,9 @@ def _add_crops(
         writer.add(crop.name, pictures, _describe(crop, settings))
 
 
-def _draw_crop(photograph: Photograph, number: int, settings: ShardSettings) -> Crop:
+def _draw_crop(
+    photograph: Photograph, number: int, settings: ShardSettings, *, rain_layers: int
+) -> Crop:
     task, scale = settings.task, settings.task.scale
     rng = generator("crop", settings.seed, photograph.key, task.name, number)
     # Positions are multiples of the scale, so that the small image's pixels are the same as if
@@ -213,6 +217,7 @@ def _draw_crop(photograph: Photograph, number: int, settings: ShardSettings) -> 
         top=top,
         left=left,
         corruption=corruption,
+        layer=int(rng.integers(rain_layers)) if rain_layers else None,
         rng=rng,
     )
 
@@ -223,6 +228,8 @@ def _cut_crop(
     """The clean crop, and what is stored beside it: corrupted here, or the same region of the
     photograph's corrupted version."""
     top, left, scale, size = crop.top, crop.left, settings.task.scale, settings.crop_size
+    if rain_layers is not None and crop.layer is not None:
+        rain_layers = rain_layers[crop.layer : crop.layer + 1]
     clean, corrupted = crop.photograph.clean, crop.photograph.corrupted
     images = {"clean": clean[top : top + size, left : left + size]}
     if corrupted is not None:
@@ -246,6 +253,8 @@ def _describe(crop: Crop, settings: ShardSettings) -> dict[str, JSON]:
     parameters: dict[str, JSON] = {"corruption": "given"}
     if crop.photograph.corrupted is None:
         parameters = {"corruption": type(crop.corruption).__name__, **vars(crop.corruption)}
+        if crop.layer is not None:
+            parameters["layer"] = crop.layer
     return {
         "source": crop.photograph.name,
         # top, left, height, width in the photograph

@@ -48,11 +48,12 @@ def validation_samples(
             noisy = corrupt(image, corruption, rng, rain_layers=None)
             corrupted.append(np.rint(np.clip(noisy, 0, 1) * 255).astype(np.uint8))
             parameters.append(asdict(corruption))
+    drawn_names = (*ranges(task.corruption), "layer")  # of rain: the bank decides their number
     return [
         Sample(
             corrupted=corrupted[number],
             clean=clean[number],
-            parameters={name: each[name] for name in ranges(task.corruption) if name in each},
+            parameters={name: each[name] for name in drawn_names if name in each},
         )
         for number, each in enumerate(parameters)
     ]
