@@ -166,10 +166,10 @@ def seal(
     paths = list(files_to_seal(folder))
     files = []
     for number, path in enumerate(paths):
+        progress(number, len(paths))
         name = path.relative_to(folder).as_posix()
         digest = known.get(name) or file_digest(path)
         files.append(SealedFile(path=name, bytes=path.stat().st_size, sha256=digest))
-        progress(number + 1, len(paths))
     manifest = Manifest(
         stage=stage,
         version=version,
