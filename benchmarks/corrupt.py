@@ -11,6 +11,7 @@ import cProfile
 import multiprocessing
 import os
 import pstats
+import shutil
 import sys
 import tempfile
 import time
@@ -115,10 +116,14 @@ def measure(options: Options, folder: Path) -> tuple[str, list[str]]:
             print(" | ".join(rows[-1]), flush=True)
             measured.append(found)
             missed += misses(found[0])
-    scaling, too_slow = measure_scaling(options.scaling_task, folder, source, options.repeats)
+    scaling, is_free, too_slow = measure_scaling(
+        options.scaling_task, folder, source, options.repeats
+    )
     memory, too_much = measure_memory(folder, source)
     missed += [*too_slow, *too_much]
-    if options.rates is not None:
+    if options.rates is not None and not is_free:
+        missed.append(f"{options.rates} was not written: the machine isn't free")
+    elif options.rates is not None:
         write_rates(
             options.rates, measured, f"python -m benchmarks.corrupt, {date.today()}, {machine()}"
         )
@@ -184,6 +189,7 @@ def measure_task(
     for _ in range(repeats):
         photographs, seconds = decode_all(index)
         decoding.append(seconds / photographs)
+        empty(settings.folder)
         began = time.process_time()
         record = make_shard(settings, unit, after_image=lambda: None)
         took.append(time.process_time() - began)
@@ -199,6 +205,12 @@ def measure_task(
     )
 
 
+def empty(folder: Path) -> None:
+    """A shard that is there already is not made again."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 def whole_shard(
     source: Listed, folder: Path, name: str, image_format: str, crops: int
 ) -> tuple[ShardSettings, ShardUnit]:
@@ -211,6 +223,7 @@ def whole_shard(
 def shares(source: Listed, folder: Path, name: str, image_format: str) -> dict[str, float]:
     """Which part of the time each step takes, as a profiler sees it."""
     settings, unit = whole_shard(source, folder, name, image_format, CROPS)
+    empty(settings.folder)
     profile = cProfile.Profile()
     profile.runcall(make_shard, settings, unit, after_image=lambda: None)
     functions = pstats.Stats(profile).get_stats_profile().func_profiles
@@ -248,8 +261,11 @@ def misses(measured: Measured) -> Iterator[str]:
         yield f"{what}, {share:.0%} of what decoding alone allows, below {LEAST_OF_DECODING:.0%}"
 
 
-def measure_scaling(task: str, folder: Path, source: Listed, repeats: int) -> tuple[str, list[str]]:
-    """One worker and two in turn, so that what else the machine does hits both."""
+def measure_scaling(
+    task: str, folder: Path, source: Listed, repeats: int
+) -> tuple[str, bool, list[str]]:
+    """One worker and two in turn, so that what else the machine does hits both: a sentence, whether
+    the machine is free, and what is missed."""
     rates: dict[int, list[PoolRate]] = {1: [], 2: []}
     for _ in range(repeats):
         for workers, found in rates.items():
@@ -260,13 +276,14 @@ def measure_scaling(task: str, folder: Path, source: Listed, repeats: int) -> tu
     missed = []
     if two / one < LEAST_SCALING and control >= FREE:
         missed.append(f"scaling from 1 to 2 processes: {two / one:.2f}, below {LEAST_SCALING}")
-    return (
+    sentence = (
         f"{task} by the stage's pool, by the clock: {one:.0f} patches/s with one worker process, "
         f"{two:.0f} with two: {two / one:.2f} times as many. By CPU seconds, which other programs "
         f"on the machine don't take away: {2 * shared / alone:.2f} times as many. A loop that "
         f"shares nothing: {control:.2f} times as fast (below {FREE}, the machine isn't free, and "
         "the scaling isn't judged)."
-    ), missed
+    )
+    return sentence, control >= FREE, missed
 
 
 def measure_memory(folder: Path, source: Listed) -> tuple[str, list[str]]:

@@ -35,6 +35,19 @@ def test_bytes_and_files_are_those_of_shards_that_were_made(
     assert least * made < cost.bytes < most * made
 
 
+@pytest.mark.parametrize("alike", [("denoise30", "denoise50"), ("grey15", "grey25", "grey50")])
+@pytest.mark.parametrize("image_format", ["npy", "png"])
+def test_what_costs_the_same_was_measured_alike(alike: tuple[str, ...], image_format: str) -> None:
+    """Noise is drawn in training: these are the same work. A busy machine shows here."""
+    tasks = [read_rates().tasks[name] for name in alike]
+
+    patches = [each.formats[image_format].patch_seconds for each in tasks]
+    images = [each.image_seconds for each in tasks]
+
+    assert max(patches) < 1.25 * min(patches)
+    assert max(images) < 1.25 * min(images)
+
+
 def test_every_task_was_measured_in_both_formats() -> None:
     rates = read_rates()
 
