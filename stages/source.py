@@ -113,7 +113,7 @@ def run(job: Job) -> dict[str, JSON]:
     try:
         # Taken first: what changes while the listing runs must look changed afterwards.
         modified = _container_times(config)
-        listing, commit = _list(job, config, root)
+        listing = _list(job, config, root)
         index = SourceIndex(job.folder, root)
         validation, undecodable = choose_validation(
             index,
@@ -149,7 +149,7 @@ def run(job: Job) -> dict[str, JSON]:
         "repeated_links": listing.repeated_links,
         "unreadable_found": len(unreadable),
         "unreadable": unreadable[:UNREADABLE_LISTED],
-        **({"commit": commit} if commit else {}),
+        **({"commit": listing.commit} if listing.commit else {}),
     }
 
 
@@ -164,9 +164,8 @@ def _root(path: str) -> str:
     return path if kind == "dataset" else str(resolve_location(path))
 
 
-def _list(job: Job, config: SourceStageConfig, root: str) -> tuple["Listing", str | None]:
-    """Write the index into the job's folder; of real pairs, both indices and who is whose. Beside
-    what was listed: the commit of a dataset of the Hub."""
+def _list(job: Job, config: SourceStageConfig, root: str) -> "Listing":
+    """Write the index into the job's folder; of real pairs, both indices and who is whose."""
     from pipeline.data.downloads import DOWNLOADS_FOLDER
     from pipeline.data.listing import write_index
     from pipeline.data.pairs import write_pairs
@@ -183,19 +182,13 @@ def _list(job: Job, config: SourceStageConfig, root: str) -> tuple["Listing", st
 
     if config.corrupted is not None:
         clean, corrupted = _checked_folder(config.path), _checked_folder(config.corrupted)
-        return write_pairs(clean, corrupted, job.folder, progress=progress), None
-    commits: list[str | None] = []
-    listing = write_index(
-        root,
-        job.folder,
-        lambda listing: commits.append(_find(listing, job, config.path)),
-        progress=progress,
+        return write_pairs(clean, corrupted, job.folder, progress=progress)
+    return write_index(
+        root, job.folder, lambda listing: _find(listing, job, config.path), progress=progress
     )
-    return listing, commits[0]
 
 
-def _find(listing: "Listing", job: Job, path: str) -> str | None:
-    """Add what `path` names; the commit of a dataset of the Hub."""
+def _find(listing: "Listing", job: Job, path: str) -> None:
     from pipeline.data.arrow_files import list_dataset, list_parquet
     from pipeline.data.downloads import DOWNLOADS_FOLDER, download
     from pipeline.data.folders import list_folder
@@ -209,7 +202,7 @@ def _find(listing: "Listing", job: Job, path: str) -> str | None:
         case "parquet":
             list_parquet(listing, matching_files(str(resolve_location(path))))
         case "dataset":
-            return list_dataset(listing, parse_dataset(path))
+            list_dataset(listing, parse_dataset(path))
         case "urls":
             urls = expand_braces(path)
             tars = download(
@@ -218,7 +211,6 @@ def _find(listing: "Listing", job: Job, path: str) -> str | None:
                 progress=lambda done, much: job.progress(done, len(urls), f"tars, {much} came"),
             )
             list_tars(listing, tars, beside=job.folder)
-    return None
 
 
 def _checked_folder(path: str) -> Path:

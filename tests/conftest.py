@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from data_samples import listed, write_photographs
 from demo_run import Run
+from fake_slurm import on_the_path
 from launching import Launched, launcher, run, trainings_of
 from slurm_cluster import SlurmCluster, why_impossible
 
@@ -54,6 +55,18 @@ def public() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         yield Path(folder)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of tools of SLURM that only keep account; they are found before any others."""
+    return on_the_path(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture(name="run")
+def unbegun_run(tmp_path: Path) -> Run:
+    """The small demo, not begun."""
+    return Run(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -149,3 +149,39 @@ def python_without_torch(folder: Path) -> tuple[list[str], dict[str, str]]:
                 break
     base = os.path.realpath(sys.executable)
     return [base, "-S"], {"PYTHONPATH": str(folder)}
+
+
+def started(run: SlurmRun, *arguments: str) -> str:
+    """Submit a run and wait for the first checkpoint of its pretraining; that job."""
+    run.submit(*arguments)
+    run.wait(lambda: run.step() > 0, 400)
+    return run.jobs()["pretrain"]
+
+
+def nodes_of(slurm: SlurmCluster, job: str) -> list[str]:
+    return slurm.sh("scontrol", "show", "hostnames", slurm.job(job, "NodeList")).split()
+
+
+def lasting(seconds: float, at_speed_of: Run) -> tuple[str, ...]:
+    """A training of so many steps that it takes about so long, at the speed of another run."""
+    (metrics,) = at_speed_of.folder.glob("pretrain/*/metrics.jsonl")
+    rates = [json.loads(row)["samples_per_second"] for row in metrics.read_text().splitlines()]
+    batches = max(200, round(seconds * sorted(rates)[len(rates) // 2] / 8))
+    return ("--set", f"pretrain.samples={8 * batches}")
+
+
+def python_that(folder: Path, body: str) -> str:
+    """A Python that does something else first, as a cluster file names it."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/bash\n{body}\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return f"python: {path}\n"
+
+
+def cut_off_until(run: SlurmRun, nodes: list[str], event: str) -> None:
+    """Nodes that can't reach each other until the pretraining's job has said something."""
+    for node in nodes:
+        run.slurm.isolate(node)
+    run.wait(lambda: event in run.events("pretrain"), 180)
+    for node in nodes:
+        run.slurm.isolate(node, False)

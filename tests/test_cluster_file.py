@@ -20,11 +20,6 @@ from stages.recipe import build_graph
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
-
-
 def dry_run(run: Run, capsys, cluster: Path = CPU, *overrides: str) -> str:
     submit_run(run, cluster, *overrides, dry_run=True)
     return capsys.readouterr().out

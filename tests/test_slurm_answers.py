@@ -3,15 +3,10 @@
 from pathlib import Path
 
 import pytest
-from fake_slurm import on_the_path, put
+from fake_slurm import put
 
 from launch import slurm
 from launch.terminal import CommandFailed
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    return on_the_path(tmp_path / "bin", monkeypatch)
 
 
 @pytest.mark.parametrize("answer", ["123", "123;main", r"Welcome to x\n5 nodes are down\n123;main"])

@@ -1,6 +1,5 @@
 """What befalls jobs on a real SLURM: nodes that die or are cut off, limits, restarts."""
 
-import json
 import os
 import re
 import signal
@@ -13,10 +12,15 @@ from demo_run import ROOT, Run
 from slurm_cluster import wait_until
 from slurm_run import (
     SlurmRun,
+    cut_off_until,
     equal_weights,
+    lasting,
+    nodes_of,
+    python_that,
     python_without_torch,
     run_without_slurm,
     short_config,
+    started,
 )
 
 pytestmark = pytest.mark.chaos
@@ -38,17 +42,6 @@ def reference(tmp_path_factory):
     return of
 
 
-def started(run: SlurmRun, *arguments: str) -> str:
-    """Submit a run and wait for the first checkpoint of its pretraining; that job."""
-    run.submit(*arguments)
-    run.wait(lambda: run.step() > 0, 400)
-    return run.jobs()["pretrain"]
-
-
-def nodes_of(slurm, job: str) -> list[str]:
-    return slurm.sh("scontrol", "show", "hostnames", slurm.job(job, "NodeList")).split()
-
-
 @pytest.mark.parametrize("which", [0, 1], ids=["the first node", "the second node"])
 def test_training_survives_the_death_of_a_node(slurm, tmp_path, reference, which):
     run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
@@ -63,14 +56,6 @@ def test_training_survives_the_death_of_a_node(slurm, tmp_path, reference, which
     assert nodes[which] not in nodes_of(slurm, job)
     assert list(run.folder.glob("report/*/report.html"))
     assert equal_weights(run, reference(2), "pretrain")
-
-
-def lasting(seconds: float, at_speed_of: Run) -> tuple[str, ...]:
-    """A training of so many steps that it takes about so long, at the speed of another run."""
-    (metrics,) = at_speed_of.folder.glob("pretrain/*/metrics.jsonl")
-    rates = [json.loads(row)["samples_per_second"] for row in metrics.read_text().splitlines()]
-    batches = max(200, round(seconds * sorted(rates)[len(rates) // 2] / 8))
-    return ("--set", f"pretrain.samples={8 * batches}")
 
 
 def test_a_time_limit_that_is_too_short_by_far(slurm, tmp_path, reference):
@@ -95,11 +80,7 @@ def test_a_training_that_hangs_at_its_time_limit_is_requeued(slurm, tmp_path, re
     run = SlurmRun(tmp_path, slurm, config=short_config(processes=1), settings=limit)
     nodes = nodes_of(slurm, started(run))
 
-    for node in nodes:
-        slurm.isolate(node)
-    run.wait(lambda: "requeued: " in run.events("pretrain"), 180)
-    for node in nodes:
-        slurm.isolate(node, False)
+    cut_off_until(run, nodes, "requeued: ")
     run.wait_for_end(600)
 
     events = run.events("pretrain")
@@ -174,11 +155,7 @@ def test_nodes_that_can_not_reach_each_other_are_noticed(slurm, tmp_path, refere
     job = started(run)
     nodes = nodes_of(slurm, job)
 
-    for node in nodes:
-        slurm.isolate(node)
-    run.wait(lambda: "nothing has moved" in run.events("pretrain"), 180)
-    for node in nodes:
-        slurm.isolate(node, False)
+    cut_off_until(run, nodes, "nothing has moved")
     run.wait_for_end(600)
 
     assert "start 1 " in run.events("pretrain")
@@ -201,14 +178,6 @@ def test_the_controller_restarts_in_the_middle(slurm, tmp_path, reference):
     assert "squeue: " in refused
     assert list(run.folder.glob("report/*/report.html"))
     assert equal_weights(run, reference(2), "pretrain")
-
-
-def python_that(folder: Path, body: str) -> str:
-    """A Python that does something else first, as a cluster file names it."""
-    path = folder / "python"
-    path.write_text(f'#!/bin/bash\n{body}\nexec {sys.executable} "$@"\n')
-    path.chmod(0o755)
-    return f"python: {path}\n"
 
 
 def test_a_part_of_an_array_that_fails_once_is_made_again(slurm, tmp_path):

@@ -7,21 +7,11 @@ from pathlib import Path
 
 import pytest
 from demo_run import Run
-from fake_slurm import on_the_path, put, submit_run
+from fake_slurm import put, submit_run
 
 from launch.submitted import read_records
 from pipeline.config_file import load_config
 from stages.recipe import build_graph
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    return on_the_path(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
 
 
 def rows_of(run: Run) -> dict[str, str]:

@@ -4,8 +4,8 @@ import re
 import subprocess
 
 import pytest
-from demo_run import ROOT, STAGES, Run
-from fake_slurm import CPU, calls, on_the_path, put, submit_run, waits_for
+from demo_run import ROOT, STAGES
+from fake_slurm import CPU, calls, put, submit_run, waits_for
 
 from launch import submit as submitting
 from launch.submit import submit
@@ -13,16 +13,6 @@ from launch.submitted import read_records
 from launch.terminal import CommandFailed
 from pipeline.config_file import load_config
 from stages.recipe import build_graph
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    return on_the_path(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
 
 
 def test_every_job_waits_for_what_its_stage_reads(run, fake):

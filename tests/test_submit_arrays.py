@@ -4,8 +4,8 @@ import re
 import shutil
 
 import pytest
-from demo_run import ROOT, Run
-from fake_slurm import CPU, calls, on_the_path, put, submit_run, waits_for
+from demo_run import ROOT
+from fake_slurm import CPU, calls, put, submit_run, waits_for
 
 from launch.arrays import arrays, ranges
 from launch.cluster import Cluster
@@ -13,16 +13,6 @@ from launch.submitted import read_records
 from launch.terminal import CommandFailed
 from pipeline.config_file import load_config
 from stages.recipe import build_graph
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    return on_the_path(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
 
 
 def test_arrays_are_cut_to_what_the_cluster_takes(run, fake, tmp_path):

@@ -65,9 +65,9 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
     _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))
 
 
-def list_dataset(listing: Listing, named: NamedDataset) -> str | None:
-    """Add the photographs of a dataset, each named `<split>/<row>/<its own name>`; the commit that
-    was read, where the dataset is of the Hub."""
+def list_dataset(listing: Listing, named: NamedDataset) -> None:
+    """Add the photographs of a dataset, each named `<split>/<row>/<its own name>`, and the commit
+    that was read, where the dataset is of the Hub."""
     import datasets
     from huggingface_hub.errors import GatedRepoError
 
@@ -87,7 +87,7 @@ def list_dataset(listing: Listing, named: NamedDataset) -> str | None:
         raise SourceError(f"{named}: can't be loaded: {_one_line(error)}") from error
     _check_revision(builder, named)
     _list_cached(listing, cached, [(named.split.encode(), cached.rows)], str(named))
-    return builder.hash if builder.repo_id else None
+    listing.commit = builder.hash if builder.repo_id else None
 
 
 def _check_revision(builder: "datasets.DatasetBuilder", named: NamedDataset) -> None:

@@ -39,6 +39,7 @@ class Listing:
         self.unreadable: list[dict[str, str]] = []
         self.containers: list[Container] = []
         self.other_files = 0
+        self.commit: str | None = None  # of a dataset of the Hub
         self.repeated_links = 0  # to files that are listed themselves
         self.folder_times: dict[str, int | str] = {}  # see `folder_tree.FolderTimes`
         self._names = names

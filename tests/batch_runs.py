@@ -1,0 +1,134 @@
+"""Runs a batch script as SLURM would, with a fake srun and a fake scontrol."""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+from slurm_cluster import wait_until
+
+# Does what the next line of `steps` says: exit codes of the processes, "progress" for a new
+# checkpoint, "shard-N" for one of an array, "sign" of life, "blink" for one that is away for a
+# moment, "hang" for ever, "why" for a sentence; ends with 1 unless all processes end with 0.
+SRUN = """#!/bin/bash
+here=${0%/*}
+attempt=$6
+line=$(head -n 1 "$here/steps")
+sed -i 1d "$here/steps"
+code=0
+for word in $line; do
+  case $word in
+    progress)
+      step=$(mktemp -d "$here/../runs/tiny/pretrain/f/checkpoints/step-XXXX")
+      touch "$step/manifest.json"
+      ;;
+    shard-*)
+      shards=$here/../runs/tiny/corrupt-sr2@photos/f/shards
+      mkdir -p "$shards"
+      touch "$shards/train-${word#*-}.json"
+      ;;
+    sign) touch --date='now + 1 second' "$attempt.alive" ;;
+    blink)
+      mv "$attempt.alive" "$attempt.away"
+      /bin/sleep 0.5
+      mv "$attempt.away" "$attempt.alive"
+      ;;
+    hang) exec /bin/sleep 60 ;;
+    why) echo "lanes do not divide" >"$attempt.why" ;;
+    *) echo "$word" >>"$attempt.outcome-0" && code=$((word ? 1 : code)) ;;
+  esac
+done
+exit $code
+"""
+SCONTROL = """#!/bin/bash
+here=${0%/*}
+[ "$1" != show ] || { echo n1; exit; }
+echo "$*" >>"$here/scontrol-calls"
+if [ -e "$here/away" ]; then
+  sed -i 1d "$here/away"
+  [ -s "$here/away" ] || rm "$here/away"
+  exit 1
+fi
+[ "$1" != --oneliner ] || cat "$here/facts-$4"
+"""
+OTHER_TASK = "JobId=8 ArrayJobId=7 ArrayTaskId=1 JobState=RUNNING Requeue=1 Restarts=0 Batch=1"
+
+FAKES = {"srun": SRUN, "scontrol": SCONTROL, "sleep": "#!/bin/bash\nexec /bin/sleep 0.02\n"}
+
+
+class Batch:
+    """A script, run as SLURM would for every start of job 7, or of task 3 of array 7."""
+
+    def __init__(self, folder: Path, text: str, *, job: str = "7") -> None:
+        self.folder = folder
+        self.job = job
+        self.fakes = folder / "fakes"
+        self.jobs = folder / "runs" / "tiny" / "slurm" / "jobs"
+        self.jobs.mkdir(parents=True)
+        (folder / "runs" / "tiny" / "pretrain" / "f" / "checkpoints").mkdir(parents=True)
+        self.fakes.mkdir()
+        for name, fake in FAKES.items():
+            (self.fakes / name).write_text(fake)
+            (self.fakes / name).chmod(0o755)
+        self.script = folder / "script.sbatch"
+        self.script.write_text(text)
+        self.starts = 0
+
+    def start(
+        self,
+        step: str,
+        *,
+        state: str = "RUNNING Reason=None",
+        restarts: int = -1,
+        terminated: bool = False,
+        broken: bool = False,
+    ) -> int:
+        """The exit code of the next start, in which the step does as `step` says; `terminated` by
+        SLURM while it does, `broken` where the shell may complain."""
+        own = self.starts
+        self.starts += 1
+        (self.fakes / "steps").write_text(f"{step}\n")
+        restarts = own if restarts < 0 else restarts
+        facts = f"JobId=7 JobState={state} Dependency=(null) Requeue=1 Restarts={restarts} Batch=1"
+        # What the id of an array alone means, even where it is that of its last task.
+        (self.fakes / "facts-7").write_text(f"{facts}\n{OTHER_TASK}\n")
+        (self.fakes / f"facts-{self.job}").write_text(f"{facts}\n")
+        environment = os.environ | {
+            "PATH": f"{self.fakes}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_CPUS_PER_TASK": "1",
+            "SLURM_RESTART_COUNT": str(own),
+            "SLURM_ARRAY_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "3",
+        }
+        process = subprocess.Popen(
+            ["bash", self.script], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        if terminated:
+            wait_until(lambda: "sign" not in (self.fakes / "steps").read_text(), 20, "the step")
+            process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=60)
+        assert "line " not in complaints or "Killed" in complaints or broken, complaints
+        return process.returncode
+
+    def requeues(self) -> int:
+        path = self.fakes / "scontrol-calls"
+        calls = path.read_text().splitlines() if path.exists() else []
+        return calls.count(f"requeue {self.job}")
+
+    def events(self) -> str:
+        return (self.jobs / f"{self.job}.events").read_text()
+
+    def last_event(self) -> str:
+        return self.events().splitlines()[-1][20:]
+
+    def ended(self) -> str | None:
+        path = self.jobs / f"{self.job}.ended"
+        return path.read_text().strip() if path.exists() else None
+
+
+def script_of(stage: str, scripts: str) -> str:
+    pattern = rf"^#!/bin/bash\n# {stage} of .*?(?=^\n# sbatch)"
+    return re.findall(pattern, scripts, re.M | re.S)[0]
