@@ -8,6 +8,7 @@ if __name__ == "__main__":  # run as a script, Python puts launch/ first, not th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch.stage import run_one
+from launch.supervision import leave
 
 if __name__ == "__main__":
-    sys.exit(run_one(sys.argv[1:], stage_name="pretrain"))
+    leave(run_one(sys.argv[1:], stage_name="pretrain"))

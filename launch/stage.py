@@ -21,6 +21,7 @@ from launch.supervision import (
     accounted,
     end_with_parent,
     ended_when_taken_over,
+    leave,
     postponed,
     stopped_by_signals,
     touching,
@@ -286,4 +287,4 @@ def _run_named(
 
 
 if __name__ == "__main__":
-    sys.exit(run_one(sys.argv[1:]))
+    leave(run_one(sys.argv[1:]))

@@ -16,6 +16,7 @@ if __name__ == "__main__":
     sys.modules["transformers"] = None  # type: ignore[assignment]
     import torch
 
+    from launch.supervision import leave
     from pipeline.training import engine
     from tests.ledger import train_accounted
     from tests.training_toys import toy_config, toy_fit
@@ -24,14 +25,14 @@ if __name__ == "__main__":
         joined = torch.distributed.is_initialized()
         sys.stdout.write("ends in its process group\n" if joined else "ends on its own\n")
 
-    leave = torch.distributed.destroy_process_group
+    destroy = torch.distributed.destroy_process_group
 
     def leave_telling_timeouts() -> None:
         groups = torch.distributed.distributed_c10d._world.pg_map
         backends = (group._get_backend(torch.device("cpu")) for group in groups)
         limits = sorted({str(backend.options._timeout) for backend in backends})
         sys.stdout.write(f"{len(groups)} groups wait {' or '.join(limits)}\n")
-        leave()
+        destroy()
 
     torch.distributed.destroy_process_group = leave_telling_timeouts
     engine.TIMEOUT = timedelta(minutes=7)  # another than torch's own
@@ -56,3 +57,4 @@ if __name__ == "__main__":
         # One write, or the lines of the ranks mix.
         sys.stdout.write(f"{name} done as {place}, imported: {', '.join(heavy)}\n")
         sys.stdout.flush()
+    leave(0)

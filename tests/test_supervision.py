@@ -26,6 +26,23 @@ with writing(folder), ended_when_taken_over(folder):
     time.sleep(30)
 """
 
+# Ends beside threads of torch at work, which abort a process that takes Python apart.
+BUSY = """
+import atexit, sys, threading, time
+import torch
+from launch.supervision import leave
+def work():
+    ones = torch.ones(1000)
+    while True:
+        ones + ones
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+atexit.register(lambda: sys.stderr.write("ended a tracker\\n"))
+print("written, not flushed")
+leave(75)
+"""
+
 
 def test_a_signal_that_comes_too_early_is_there_for_the_handler_that_comes_later():
     received = []
@@ -143,3 +160,13 @@ def test_a_process_ends_when_its_lock_is_taken_over(tmp_path):
     assert process.returncode == 1
     assert "another run has taken over here (another run)" in said
     assert Path(tmp_path / ".lock").read_text() == "another run"
+
+
+def test_a_process_that_leaves_is_not_aborted_by_threads_of_torch():
+    ended = subprocess.run(
+        [sys.executable, "-c", BUSY], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+    assert ended.returncode == 75
+    assert ended.stdout == "written, not flushed\n"
+    assert ended.stderr.startswith("ended a tracker\n")
