@@ -6,11 +6,10 @@ fingerprints; `Runtime` decides only where, how fast and how talkative.
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config_section import Fraction, Momentum, Name, Positive, Rate, Section
+from pipeline.config_section import Address, Fraction, Momentum, Name, Positive, Rate, Section
 from pipeline.model_configs import DnCNNConfig, IPTSize
 from pipeline.tasks import IPT_TASKS, PUBLISHED_ORDER, TASKS
 
@@ -19,14 +18,6 @@ def _known_task(name: str) -> str:
     if name not in TASKS:
         raise ValueError(f"unknown task; allowed: {', '.join(TASKS)}")
     return name
-
-
-def _readable_address(text: str) -> str:
-    try:
-        urlsplit(text)
-    except ValueError as error:
-        raise ValueError(f"{error}; use https://…, s3://… or the path of a folder") from None
-    return text
 
 
 TaskName = Annotated[str, AfterValidator(_known_task)]
@@ -51,6 +42,8 @@ class SourceConfig(Section):
     validation_images: Positive = 64  # how many a keyed hash keeps out of training
     # Instead of the hash: patterns of relative paths to keep out, such as "val/*".
     held_out: tuple[str, ...] = ()
+    # Go on without what a damaged tar or a folder that may not be listed hides, however much.
+    skip_damaged: bool = False
 
     @property
     def is_pairs(self) -> bool:
@@ -72,7 +65,8 @@ class CorruptConfig(Section):
     format: Literal["npy", "png"] = "npy"  # png takes half the bytes and more time
     clip_noise: bool = True  # IPT clips noisy images to [0, 255]; DnCNN's recipe does not
     border: Literal["symmetric", "replicate"] = "symmetric"
-    most_skipped: Fraction = 0.1  # of the photographs, damaged or too small; decides no content
+    # Of the photographs, what may be damaged, too small or not to be listed; decides no content.
+    most_skipped: Fraction = 0.1
 
 
 class RainLayersConfig(Section):
@@ -213,7 +207,7 @@ class Runtime(Section):
     trackers: tuple[str, ...] = ("tensorboard",)  # any that accelerate knows
     # Where a copy of runs/<name> is: https://…, s3://… or a path. Trainings fetch the tars that
     # runs/ lacks from there; records and manifests are needed here.
-    shards_at: Annotated[str, AfterValidator(_readable_address)] | None = None
+    shards_at: Address | None = None
     shard_cache: Path = Path("~/.cache/ipt-pipeline")
     shard_cache_gib: Rate = 200.0  # for all processes of a machine together
     verify_shards: bool = False  # hash every shard before a training starts

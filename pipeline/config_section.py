@@ -1,8 +1,9 @@
 """What every section of a config has in common, and the kinds of numbers and names in them."""
 
 from typing import Annotated, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -10,6 +11,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # 1 would never forget
 # These names become folders.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+
+
+def _readable_address(text: str) -> str:
+    try:
+        urlsplit(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; use https://…, s3://… or the path of a folder") from None
+    return text
+
+
+Address = Annotated[str, AfterValidator(_readable_address)]
 
 
 def _types_in(annotation: object) -> set[object]:

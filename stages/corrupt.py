@@ -95,6 +95,7 @@ def run(job: Job, task: Task, *, most_skipped: float) -> dict[str, JSON] | None:
     settings = _settings(job, task)
     source = job.inputs["source"].manifest
     units = plan_shards(source.summary["images"], source.summary["validation"], settings)
+    not_listed = source.summary.get("not_listed", 0)  # older listings don't say
     part, parts = job.part
     try:
         settings.folder.mkdir(exist_ok=True)
@@ -102,12 +103,12 @@ def run(job: Job, task: Task, *, most_skipped: float) -> dict[str, JSON] | None:
         _delete_half_written(settings.folder, older_than=0 if parts == 1 else ABANDONED_SECONDS)
         skipping = Skipping(
             task=task.name,
-            photographs=sum(unit.end - unit.first for unit in units),
+            photographs=sum(unit.end - unit.first for unit in units) + not_listed,
             most=most_skipped,
+            kinds=Counter(["not listed"] * not_listed),
         )
         done = _finished(settings.folder, units)
-        for record in done.values():
-            skipping.add(each["kind"] for each in record.skipped)
+        skipping.add(each["kind"] for record in done.values() for each in record.skipped)
         missing = [unit for unit in units[part::parts] if unit not in done]
         if missing:
             _make(job, settings, missing, skipping)
@@ -219,8 +220,7 @@ def _make_in_worker(settings: "ShardSettings", unit: "ShardUnit") -> list[str]:
         if _worker["stop"].is_set():
             raise MakingStopped
 
-    record = make_shard(settings, unit, after_image=after_image)
-    return [each["kind"] for each in record.skipped]
+    return [each["kind"] for each in make_shard(settings, unit, after_image=after_image).skipped]
 
 
 def _make(

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from pipeline.artifacts import JSON, Manifest
 from pipeline.config import SourceConfig
 from pipeline.config_file import ConfigError
 from pipeline.config_section import Section
-from pipeline.data.folder_tree import changed_folder, path_text
+from pipeline.data.folder_tree import changed_folder, is_empty, path_text
 from pipeline.data.patterns import PatternError, expand_braces, matching_files, parse_dataset
 from pipeline.graph import Job, Stage, StageError
 
@@ -55,7 +56,12 @@ def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: in
         largest_crop=largest_crop,
     )
     return Stage(
-        name=f"source@{name}", kind="source", version=3, config=config, run=run, stale=_stale
+        name=f"source@{name}",
+        kind="source",
+        version=3,
+        config=config,
+        run=partial(run, skip_damaged=source.skip_damaged),
+        stale=_stale,
     )
 
 
@@ -102,7 +108,7 @@ def resolve_location(path: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def run(job: Job) -> dict[str, JSON]:
+def run(job: Job, *, skip_damaged: bool) -> dict[str, JSON]:
     from pipeline.data.source import SourceError
     from pipeline.data.source_index import SourceIndex
     from pipeline.data.validation import choose_validation, source_identity
@@ -113,7 +119,7 @@ def run(job: Job) -> dict[str, JSON]:
     try:
         # Taken first: what changes while the listing runs must look changed afterwards.
         modified = _container_times(config)
-        listing = _list(job, config, root)
+        listing = _list(job, config, root, skip_damaged=skip_damaged)
         index = SourceIndex(job.folder, root)
         validation, undecodable = choose_validation(
             index,
@@ -147,6 +153,7 @@ def run(job: Job) -> dict[str, JSON]:
         "bytes": int(index.sizes.sum()),
         "other_files": listing.other_files,
         "repeated_links": listing.repeated_links,
+        "not_listed": len(listing.unreadable) - len(listing.lost),
         "unreadable_found": len(unreadable),
         "unreadable": unreadable[:UNREADABLE_LISTED],
         **({"commit": listing.commit} if listing.commit else {}),
@@ -164,7 +171,7 @@ def _root(path: str) -> str:
     return path if kind == "dataset" else str(resolve_location(path))
 
 
-def _list(job: Job, config: SourceStageConfig, root: str) -> "Listing":
+def _list(job: Job, config: SourceStageConfig, root: str, *, skip_damaged: bool) -> "Listing":
     """Write the index into the job's folder; of real pairs, both indices and who is whose."""
     from pipeline.data.downloads import DOWNLOADS_FOLDER
     from pipeline.data.listing import write_index
@@ -182,9 +189,15 @@ def _list(job: Job, config: SourceStageConfig, root: str) -> "Listing":
 
     if config.corrupted is not None:
         clean, corrupted = _checked_folder(config.path), _checked_folder(config.corrupted)
-        return write_pairs(clean, corrupted, job.folder, progress=progress)
+        return write_pairs(
+            clean, corrupted, job.folder, progress=progress, skip_damaged=skip_damaged
+        )
     return write_index(
-        root, job.folder, lambda listing: _find(listing, job, config.path), progress=progress
+        root,
+        job.folder,
+        lambda listing: _find(listing, job, config.path),
+        progress=progress,
+        skip_damaged=skip_damaged,
     )
 
 
@@ -247,7 +260,8 @@ def _stale(config: Section, manifest: Manifest) -> str | None:
     try:
         if source_kind(config.path) == "folder" or config.corrupted is not None:
             for path in filter(None, (config.path, config.corrupted)):
-                _checked_folder(path)
+                if is_empty(_checked_folder(path)):  # what should be mounted there is not
+                    return None
             changed = changed_folder(modified)
         else:
             found = _container_times(config)

@@ -168,6 +168,19 @@ def test_more_skipped_photographs_than_the_config_allows_stop_the_stage(tmp_path
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
+def test_photographs_that_could_not_be_listed_count_as_skipped(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 6)
+    for number in range(2):
+        (photographs / f"{number}.png").symlink_to("gone")
+
+    with pytest.raises(StageError, match=r"^sr3: 2 of 8 photographs \(25.0%\) .*not listed \(2\);"):
+        corrupt(photographs, tmp_path / "out", 0.24)
+    artifact = corrupt(photographs, tmp_path / "out", 0.25)
+
+    assert artifact is not None
+    assert artifact.manifest.summary["skipped_images"] == 0
+
+
 def test_the_stage_stops_as_soon_as_too_many_are_certain(tmp_path: Path) -> None:
     photographs = with_damaged(tmp_path / "in", good=8, damaged=71)
 

@@ -210,6 +210,9 @@ def test_photographs_may_be_deleted_once_they_are_corrupted(tmp_path: Path) -> N
 
     assert stage.stale is not None
     assert stage.stale(stage.config, artifact.manifest) is None
+    photographs.mkdir()  # where they should be mounted
+    (photographs / ".hidden").touch()
+    assert stage.stale(stage.config, artifact.manifest) is None
 
 
 def test_photographs_that_nobody_may_list_are_an_error_and_make_nothing_stale(
@@ -236,7 +239,9 @@ def test_photographs_that_nobody_may_list_are_an_error_and_make_nothing_stale(
             closed.chmod(0o755)
 
 
-def test_a_folder_that_nobody_may_list_is_left_out_and_listed(public: Path) -> None:
+def test_a_folder_that_nobody_may_list_stops_the_listing_unless_the_config_does_without(
+    public: Path,
+) -> None:
     photographs = write_photographs(public / "in", 6)
     (public / "new").mkdir()
     (public / "new").chmod(0o777)
@@ -244,7 +249,9 @@ def test_a_folder_that_nobody_may_list_is_left_out_and_listed(public: Path) -> N
     (photographs / "class1").chmod(0)
     try:
         with as_nobody():
-            summary = listed(photographs, public / "new").manifest.summary
+            with pytest.raises(StageError, match=rf"^{photographs}/class1: permission denied; "):
+                listed(photographs, public / "new")
+            summary = listed(photographs, public / "new", skip_damaged=True).manifest.summary
     finally:
         (photographs / "class1").chmod(0o755)
 

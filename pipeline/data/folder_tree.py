@@ -62,6 +62,12 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in it, hidden files apart."""
+    with os.scandir(folder) as entries:
+        return all(entry.name.startswith(".") for entry in entries)
+
+
 class FolderTimes:
     """When the folders below a root were changed: by name, or too many to name, in one digest."""
 

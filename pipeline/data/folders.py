@@ -72,7 +72,9 @@ def list_folder(listing: Listing, root: Path) -> None:
             root,
             entered=times.add,
             found=add,
-            closed=lambda name: listing.refuse(name, "permission denied"),
+            closed=lambda name: listing.lose(
+                name, "permission denied", place=root / os.fsdecode(name)
+            ),
         )
         listing.folder_times |= times.record()
         if links:

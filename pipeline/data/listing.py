@@ -37,6 +37,7 @@ class Listing:
 
     def __init__(self, names: BinaryIO, folder: Path, progress: Callable[[int], None]) -> None:
         self.unreadable: list[dict[str, str]] = []
+        self.lost: list[str] = []  # the places among them that hide who knows how many photographs
         self.containers: list[Container] = []
         self.other_files = 0
         self.commit: str | None = None  # of a dataset of the Hub
@@ -94,6 +95,11 @@ class Listing:
     def refuse(self, name: bytes, reason: str) -> None:
         self.unreadable.append({"path": readable(name), "reason": reason})
 
+    def lose(self, name: bytes, reason: str, *, place: Path) -> None:
+        """Refuse a tar or a folder, and with it photographs that nobody can count."""
+        self.refuse(name, reason)
+        self.lost.append(f"{readable(os.fsencode(place))}: {reason}")
+
     def sorted_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """The index by key, and for each of its rows where the name begins in `names`."""
         keys = np.asarray(self._keys, dtype="<u8")
@@ -143,8 +149,12 @@ def write_index(
     *,
     progress: Callable[[int], None],
     corrupted_root: str | None = None,
+    skip_damaged: bool = False,
 ) -> Listing:
-    """List all that `find` adds into `folder`, sorted by key, none for validation yet."""
+    """List all that `find` adds into `folder`, sorted by key, none for validation yet.
+
+    SourceError where a tar or a folder could not be listed whole, unless `skip_damaged`.
+    """
     spool = folder / f".{PATHS_FILE}.spool"
     try:
         with spool.open("wb") as names:
@@ -158,6 +168,13 @@ def write_index(
             raise SourceError(
                 f"{where}: no photograph in it, at any depth ({listing.other_files} other files); "
                 f"names end in one of {' '.join(sorted(PHOTOGRAPH_SUFFIXES))}{first}"
+            )
+        if listing.lost and not skip_damaged:
+            more = f" (and {len(listing.lost) - 1} more)" if len(listing.lost) > 1 else ""
+            raise SourceError(
+                f"{listing.lost[0]}{more}; how many photographs that hides is unknown: mend or "
+                "replace it (of what was downloaded, delete it here to have it fetched again), or "
+                "do without by skip_damaged: true beside the path of the source"
             )
         rows, starts = listing.sorted_rows()
         with spool.open("rb") as file:

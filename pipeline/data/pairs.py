@@ -38,13 +38,22 @@ def bare_name(stem: str) -> str:
 
 
 def write_pairs(
-    clean: Path, corrupted: Path, folder: Path, *, progress: Callable[[int], None]
+    clean: Path,
+    corrupted: Path,
+    folder: Path,
+    *,
+    progress: Callable[[int], None],
+    skip_damaged: bool,
 ) -> Listing:
     """List both folders into `folder` and write which photographs are a pair."""
     below = folder / CORRUPTED_FOLDER
     below.mkdir(exist_ok=True)
     others = write_index(
-        str(corrupted), below, partial(list_folder, root=corrupted), progress=progress
+        str(corrupted),
+        below,
+        partial(list_folder, root=corrupted),
+        progress=progress,
+        skip_damaged=skip_damaged,
     )
     listing = write_index(
         str(clean),
@@ -52,9 +61,11 @@ def write_pairs(
         partial(list_folder, root=clean),
         progress=progress,
         corrupted_root=str(corrupted),
+        skip_damaged=skip_damaged,
     )
     listing.folder_times |= others.folder_times
     listing.repeated_links += others.repeated_links
+    listing.lost += others.lost
     for each in others.unreadable:
         listing.unreadable.append(each | {"path": f"{CORRUPTED_FOLDER}: {each['path']}"})
     partners = match_pairs(SourceIndex(folder, clean), SourceIndex(below, corrupted))

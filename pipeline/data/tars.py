@@ -19,7 +19,7 @@ def list_tars(listing: Listing, paths: Sequence[Path], *, beside: Path | None = 
     """Add the photographs in every tar, each named `<tar>/<member>`.
 
     `beside` is the folder of the index, where the tars lie in it. What a damaged tar still holds
-    is listed, and what it lost is named in `listing.unreadable`.
+    is listed, and that it lost something is in `listing.lost`.
     """
     names: dict[str, Path] = {}
     for path in paths:
@@ -49,16 +49,19 @@ def _list_tar(listing: Listing, path: Path, descriptor: int) -> None:
                 _add(listing, name, member, size)
             end = tar.offset
     except _DAMAGED as error:
-        listing.refuse(name, f"damaged tar ({_reason(error, path)})")
+        listing.lose(name, f"damaged tar ({_reason(error, path)})", place=path)
         return
     # tarfile takes a damaged header, and the first empty block, for the end of the tar.
     tail = os.pread(descriptor, PADDING, end)
+    reason = None
     if len(tail) < BLOCK:
-        listing.refuse(name, f"truncated tar (no end mark at byte {end:,})")
+        reason = f"truncated tar (no end mark at byte {end:,})"
     elif any(tail[:BLOCK]):
-        listing.refuse(name, f"damaged tar (header at byte {end:,}; what follows it is lost)")
+        reason = f"damaged tar (header at byte {end:,}; what follows it is lost)"
     elif size - end > PADDING or any(tail):
-        listing.refuse(name, f"damaged tar (what follows its end mark at byte {end:,} is lost)")
+        reason = f"damaged tar (what follows its end mark at byte {end:,} is lost)"
+    if reason:
+        listing.lose(name, reason, place=path)
 
 
 def _reason(error: Exception, path: Path) -> str:
