@@ -184,8 +184,8 @@ def _list(job: Job, config: SourceStageConfig, root: str, *, skip_damaged: bool)
     shutil.rmtree(job.folder / CORRUPTED_FOLDER, ignore_errors=True)
     (job.folder / PARTNERS_FILE).unlink(missing_ok=True)
 
-    def progress(done: int) -> None:
-        job.progress(done, done, "photographs listed")
+    def progress(done: int, note: str) -> None:
+        job.progress(done, done, note)
 
     if config.corrupted is not None:
         clean, corrupted = _checked_folder(config.path), _checked_folder(config.corrupted)

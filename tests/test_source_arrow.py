@@ -1,4 +1,6 @@
 import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -9,6 +11,7 @@ from data_samples import (
     corrupting_stage,
     execute,
     imported_by,
+    job_of,
     listed,
     listing_stage,
     shard_bytes,
@@ -22,6 +25,7 @@ from source_samples import (
 )
 
 from pipeline.artifacts import Artifact
+from pipeline.data import arrow_files
 from pipeline.data.source_index import SourceIndex
 from pipeline.graph import StageError
 
@@ -249,3 +253,34 @@ def test_a_cache_that_was_emptied_is_noticed(tmp_path: Path) -> None:
     os.utime(path, ns=(1, 1))
     assert stage.stale is not None
     assert stage.stale(stage.config, source.manifest) == f"{path} changed since it was listed"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "dataset"])
+def test_signs_of_life_are_given_while_datasets_prepares_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Else the batch script takes a large dataset for a hang."""
+    monkeypatch.setattr(arrow_files, "REPORT_SECONDS", 0.01)
+    write_parquet(tmp_path / "in", ROWS, ("train.parquet",))
+    told = threading.Event()
+    owner, name = {
+        "parquet": (datasets, "load_dataset"),
+        "dataset": (datasets.DatasetBuilder, "download_and_prepare"),
+    }[kind]
+    prepare = getattr(owner, name)
+
+    def slowly(*arguments: object, **options: object) -> object:
+        (tmp_path / "more").write_bytes(bytes(arrow_files.REPORT_BYTES))
+        assert told.wait(20)
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, slowly)
+    stage = listing_stage(
+        f"hf:{tmp_path}/in" if kind == "dataset" else tmp_path / "in" / "train.parquet"
+    )
+    job = job_of(stage, tmp_path / "out")
+
+    stage.run(replace(job, progress=lambda done, total, note: "GB prepared" in note and told.set()))
+
+    threads = {thread.name for thread in threading.enumerate()}
+    assert "telling" not in threads

@@ -5,7 +5,9 @@ import glob
 import mmap
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
+REPORT_SECONDS = 10.0
+REPORT_BYTES = 2**20  # more than a line of progress, which is written, too
 _GATED = "is a gated dataset"  # all that is left of the Hub's answer in some of the errors
 
 
@@ -56,9 +60,11 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
         rows = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
         # `datasets` takes names for patterns.
         files = [glob.escape(str(path)) for path in paths]
-        cached = _Cached.of(
-            datasets.load_dataset("parquet", data_files=files, split="train", keep_in_memory=False)
-        )
+        with _telling(listing):
+            table = datasets.load_dataset(
+                "parquet", data_files=files, split="train", keep_in_memory=False
+            )
+        cached = _Cached.of(table)
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         where = ", ".join(map(str, paths[:3]))
         raise SourceError(f"{where}: {_one_line(error)}; repair or replace the file") from error
@@ -75,7 +81,8 @@ def list_dataset(listing: Listing, named: NamedDataset) -> None:
         raise SourceError(f"{named}: a folder has no revisions; leave #{named.revision} out")
     try:
         builder = datasets.load_dataset_builder(named.name, named.subset, revision=named.revision)
-        builder.download_and_prepare()
+        with _telling(listing):
+            builder.download_and_prepare()
         cached = _Cached.of(builder.as_dataset(split=named.split))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if any(isinstance(each, GatedRepoError) for each in _causes(error)) or _GATED in str(error):
@@ -88,6 +95,35 @@ def list_dataset(listing: Listing, named: NamedDataset) -> None:
     _check_revision(builder, named)
     _list_cached(listing, cached, [(named.split.encode(), cached.rows)], str(named))
     listing.commit = builder.hash if builder.repo_id else None
+
+
+@contextmanager
+def _telling(listing: Listing) -> Iterator[None]:
+    """Give signs of life while `datasets` writes, which may take it hours without a word."""
+    is_over = threading.Event()
+    before = _bytes_written()
+
+    def watch() -> None:
+        told = before
+        while not is_over.wait(REPORT_SECONDS):
+            written = _bytes_written()
+            if written - told >= REPORT_BYTES:
+                told = written
+                listing.tell(f"{(written - before) / 1e9:.3f} GB prepared")
+
+    thread = threading.Thread(target=watch, name="telling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _bytes_written() -> int:
+    """By this process so far: its caches may hold millions of files, and grow by others' work."""
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["wchar"])
 
 
 def _check_revision(builder: "datasets.DatasetBuilder", named: NamedDataset) -> None:

@@ -42,7 +42,7 @@ def write_pairs(
     corrupted: Path,
     folder: Path,
     *,
-    progress: Callable[[int], None],
+    progress: Callable[[int, str], None],
     skip_damaged: bool,
 ) -> Listing:
     """List both folders into `folder` and write which photographs are a pair."""
