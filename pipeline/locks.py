@@ -2,11 +2,15 @@
 
 SLURM may start a job again while its first copy still runs, on a node that it can't reach. The
 newer copy then takes the lock over, and the older one finds that out before it seals anything.
+
+Where the file system has no flock, a heartbeat holds the lock (`pipeline.heartbeats`).
 """
 
 import fcntl
 import json
+import logging
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from pipeline import heartbeats
+from pipeline.heartbeats import Heartbeat, HeldByAnother
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]  # as JSON gives it: host, pid, job, restart, since
 # After a lock was taken over, what its older holder has to notice that in; it looks every second.
@@ -28,17 +37,19 @@ class ArtifactError(Exception):
 class _Lock:
     path: Path
     file: IO[str]
+    heartbeat: Heartbeat | None  # where flock is not supported
     record: str  # what this process wrote into it; empty where it shares the lock
 
     def check(self) -> None:
         """Read the owner again; ArtifactError where it is no longer this process."""
-        if not self.record:
+        is_lost = self.heartbeat is not None and self.heartbeat.is_lost()
+        if not self.record and not is_lost:
             return
         try:
             found = self.path.read_text()
         except FileNotFoundError:
             found = ""
-        if found != self.record:
+        if is_lost or found != self.record:
             raise ArtifactError(
                 f"{self.path.parent}: another run has taken over here ({found or 'no record'}); "
                 "this one writes nothing more"
@@ -63,7 +74,7 @@ def writing(
         yield
     finally:
         _held.remove(lock)
-        lock.file.close()
+        _let_go(lock.file, lock.heartbeat)
 
 
 def check_owner(folder: Path) -> None:
@@ -83,6 +94,11 @@ def holder(folder: Path) -> str | None:
         return None
     except BlockingIOError:
         return (folder / ".lock").read_text().strip()
+    except OSError as error:
+        if error.errno not in heartbeats.UNSUPPORTED:
+            raise
+        if heartbeats.is_held(folder / ".lock", now=time.time()):
+            return (folder / ".lock").read_text().strip()
     return None
 
 
@@ -99,35 +115,46 @@ def owner() -> Record:
 
 
 def _acquire(path: Path, *, shared: bool, patience: float) -> _Lock:
-    until = time.monotonic() + patience
+    began = time.monotonic()
     while True:
         file = path.open("a+")
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
+            heartbeat = _hold(path, file, shared=shared)
+        except BlockingIOError as error:
             record = _read(file)
             file.close()
             if not shared and _restarts_since(record) > 0:
                 return _take_over(path)
+            needed = heartbeats.STALE_SECONDS + heartbeats.BEAT_SECONDS
+            if isinstance(error, HeldByAnother) and patience < needed:
+                patience = needed
+                logger.warning(
+                    "%s: held by another run (%s); it takes up to %.0f s to see whether that lives",
+                    path.parent,
+                    record or "no record",
+                    needed,
+                )
             # For a moment: `holder` takes the lock for an instant to see whether it is free.
-            if time.monotonic() > until:
+            if time.monotonic() > began + patience:
                 raise ArtifactError(
                     f"{path.parent}: another run is writing here ({record or 'no record'}); "
                     "wait for it, or stop it, then run the same command again"
                 ) from None
-            time.sleep(0.05)
+            # Two that come at once must not meet again and again.
+            time.sleep(random.uniform(0.2, 1.0) if isinstance(error, HeldByAnother) else 0.05)
             continue
         if not _is_at(path, file):  # taken over since it was opened: this is nobody's any more
-            file.close()
+            _let_go(file, heartbeat)
             continue
         record = _read(file)
         if _restarts_since(record) < 0:
-            file.close()
+            _let_go(file, heartbeat)
             raise ArtifactError(
                 f"{path.parent}: a newer copy of this job was here ({record}); this one, which "
                 "SLURM has given up, writes nothing"
             )
-        lock = _Lock(path=path, file=file, record=_write(file, shared=shared))
+        record_now = _write(file, shared=shared)
+        lock = _Lock(path=path, file=file, heartbeat=heartbeat, record=record_now)
         if not shared and _restarts_since(record) > 0:
             # On some network file systems a lock holds for one machine, and the older copy goes on.
             time.sleep(GRACE_SECONDS)
@@ -135,12 +162,31 @@ def _acquire(path: Path, *, shared: bool, patience: float) -> _Lock:
         return lock
 
 
+def _hold(path: Path, file: IO[str], *, shared: bool, takes_over: bool = False) -> Heartbeat | None:
+    """Lock `file` by flock; where the file system has none, hold the lock at `path` by a heartbeat.
+    BlockingIOError where another has it."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in heartbeats.UNSUPPORTED:
+            raise
+        return Heartbeat(path, shared=shared, takes_over=takes_over)
+    return None
+
+
+def _let_go(file: IO[str], heartbeat: Heartbeat | None) -> None:
+    if heartbeat is not None:
+        heartbeat.end()
+    file.close()
+
+
 def _take_over(path: Path) -> _Lock:
     """Put a lock of our own in the place of one whose holder is an older copy of this job."""
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     file = temporary.open("a+")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    lock = _Lock(path=path, file=file, record=_write(file, shared=False))
+    heartbeat = _hold(path, file, shared=False, takes_over=True)
+    record = _write(file, shared=False)
+    lock = _Lock(path=path, file=file, heartbeat=heartbeat, record=record)
     temporary.rename(path)
     time.sleep(GRACE_SECONDS)
     lock.check()  # a still newer copy may have come

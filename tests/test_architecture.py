@@ -19,6 +19,7 @@ TORCH_FREE = {
     "tasks",
     "graph",
     "artifacts",
+    "heartbeats",
     "locks",
     "model_configs",
     "corruptions",

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.heartbeats import UNSUPPORTED
+
 
 def hold(path: Path, *, wait: bool) -> int | None:
     """A descriptor of the file, locked until it is closed; None if another holds it and not `wait`.
@@ -21,6 +23,11 @@ def hold(path: Path, *, wait: bool) -> int | None:
                 locked = True
             except BlockingIOError:
                 locked = False
+            except OSError as error:
+                if error.errno in UNSUPPORTED:
+                    error.strerror = "no flock here; set runtime.shard_cache to a local disk"
+                error.filename = str(path)
+                raise
             # Renamed or deleted since it was opened, it is another's file by now, or nobody's.
             if locked and is_at(path, descriptor):
                 return descriptor
