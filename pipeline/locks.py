@@ -13,7 +13,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +61,20 @@ _held: list[_Lock] = []  # by this process
 
 @contextmanager
 def writing(
-    folder: Path, *, shared: bool = False, name: str = ".lock", patience: float = 1.0
+    folder: Path,
+    *,
+    shared: bool = False,
+    name: str = ".lock",
+    patience: float = 1.0,
+    pause: Callable[[float], None] | None = None,
 ) -> Iterator[None]:
     """Hold the right to write in `folder`, or raise ArtifactError saying who holds it after
     `patience` seconds.
 
-    `shared` lets the parts of an array in together and keeps whole-stage writers out.
+    `shared` lets the parts of an array in together and keeps whole-stage writers out. `pause` waits
+    for so many seconds, and may raise what ends the wait.
     """
-    lock = _acquire(folder / name, shared=shared, patience=patience)
+    lock = _acquire(folder / name, shared=shared, patience=patience, pause=pause or time.sleep)
     _held.append(lock)
     try:
         yield
@@ -114,7 +120,7 @@ def owner() -> Record:
     }
 
 
-def _acquire(path: Path, *, shared: bool, patience: float) -> _Lock:
+def _acquire(path: Path, *, shared: bool, patience: float, pause: Callable[[float], None]) -> _Lock:
     began = time.monotonic()
     while True:
         file = path.open("a+")
@@ -141,7 +147,7 @@ def _acquire(path: Path, *, shared: bool, patience: float) -> _Lock:
                     "wait for it, or stop it, then run the same command again"
                 ) from None
             # Two that come at once must not meet again and again.
-            time.sleep(random.uniform(0.2, 1.0) if isinstance(error, HeldByAnother) else 0.05)
+            pause(random.uniform(0.2, 1.0) if isinstance(error, HeldByAnother) else 0.05)
             continue
         if not _is_at(path, file):  # taken over since it was opened: this is nobody's any more
             _let_go(file, heartbeat)

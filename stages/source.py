@@ -173,14 +173,11 @@ def _root(path: str) -> str:
 
 def _list(job: Job, config: SourceStageConfig, root: str, *, skip_damaged: bool) -> "Listing":
     """Write the index into the job's folder; of real pairs, both indices and who is whose."""
-    from pipeline.data.downloads import DOWNLOADS_FOLDER
     from pipeline.data.listing import write_index
     from pipeline.data.pairs import write_pairs
     from pipeline.data.source_index import CORRUPTED_FOLDER, PARTNERS_FILE
 
-    # What an interrupted listing of another place may have left; downloads of this one stay.
-    if source_kind(config.path) != "urls":
-        shutil.rmtree(job.folder / DOWNLOADS_FOLDER, ignore_errors=True)
+    # What an interrupted listing of another place may have left.
     shutil.rmtree(job.folder / CORRUPTED_FOLDER, ignore_errors=True)
     (job.folder / PARTNERS_FILE).unlink(missing_ok=True)
 
@@ -220,7 +217,7 @@ def _find(listing: "Listing", job: Job, path: str) -> None:
             urls = expand_braces(path)
             tars = download(
                 urls,
-                job.folder / DOWNLOADS_FOLDER,
+                job.folder.parent / DOWNLOADS_FOLDER,  # of every seed and crop alike
                 progress=lambda done, much: job.progress(done, len(urls), f"tars, {much} came"),
             )
             list_tars(listing, tars, beside=job.folder)

@@ -146,14 +146,15 @@ def test_only_what_is_finished_counts_as_progress(tmp_path, scripts):
     script = script_of("pretrain", scripts).replace(str(tmp_path), str(place))
     batch = Batch(place, script)
     folder = place / "runs" / "tiny" / "pretrain" / "f"
-    (folder / "downloads" / "0123").mkdir(parents=True)
+    downloads = folder.parent / "downloads" / "0123"
+    downloads.mkdir(parents=True)
     for name, code in {"a.tar": 0, ".b.tar.1.tmp": 0, "c.tar": 0}.items():
-        (folder / "downloads" / "0123" / name).touch()
+        (downloads / name).touch()
         assert batch.start("1") == code
     (folder / "logs").mkdir()
     for number, code in enumerate([0, 1]):
         (folder / "logs" / f"{number}.txt").touch()
-        (folder / "downloads" / "0123" / f".c.tar.{number}.tmp").touch()
+        (downloads / f".c.tar.{number}.tmp").touch()
         assert batch.start("1") == code
 
 

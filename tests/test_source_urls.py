@@ -11,7 +11,6 @@ from source_samples import (
     encoded_photographs,
     tar_bytes,
     web_server,
-    write_folder,
 )
 
 from pipeline.data import downloads
@@ -40,6 +39,12 @@ def downloaded(address: str, folder: Path) -> list[Path]:
     return download(urls, folder, progress=lambda done, much: None)
 
 
+def files_in(folder: Path) -> list[str]:
+    """Their names; locks are none."""
+    paths = (path for path in folder.rglob("*") if path.suffix != ".lock")
+    return sorted(path.name for path in paths if path.is_file())
+
+
 def test_tars_behind_urls_are_downloaded_once_and_read_where_they_are(tmp_path: Path) -> None:
     with web_server(FILES) as (address, asked):
         artifact = listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out")
@@ -48,8 +53,11 @@ def test_tars_behind_urls_are_downloaded_once_and_read_where_they_are(tmp_path: 
     artifact.folder.rename(tmp_path / "moved")
     index = SourceIndex(tmp_path / "moved", artifact.manifest.summary["root"])
     assert contents_of(index) == EXPECTED
-    sealed = {file.path: file.bytes for file in artifact.manifest.files}
-    assert sorted(sealed.values())[-2:] == sorted(map(len, FILES.values()))
+    assert {each.path for each in artifact.manifest.files} == {
+        "containers.json",
+        "index.npy",
+        "paths.bin",
+    }
 
 
 @pytest.mark.parametrize("pattern", ["{{0..1}}.tar?{}", "{{0.tar?{0},1.tar?{0}}}"])
@@ -136,7 +144,7 @@ def test_a_stopped_download_ends_soon_and_leaves_nothing_half_written(
     with web_server(files, faults={"/set/1.tar": ["slow"]}) as (address, _), pytest.raises(stop):
         download([address + path for path in files], tmp_path, progress=stopped)
 
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["0.tar"]
+    assert files_in(tmp_path) == ["0.tar"]
 
 
 def test_what_comes_slowly_is_told_while_it_comes(
@@ -189,10 +197,10 @@ def test_a_server_that_stays_broken_is_an_error_and_goes_on_where_it_was(
 
         with pytest.raises(StageError, match=message):
             execute(stage, tmp_path / "out")
-        left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        left = files_in(tmp_path)
         execute(stage, tmp_path / "out")
 
-    assert [path.name for path in left] == ["0.tar"]
+    assert left == ["0.tar"]
     assert asked.count("/set/0.tar") == 1
 
 
@@ -215,21 +223,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
     ):
         listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out")
 
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-
-
-def test_what_an_interrupted_listing_of_another_place_left_is_deleted(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "in", PHOTOGRAPHS)
-    with (
-        web_server(FILES, faults={"/set/1.tar": ["404"]}) as (address, _),
-        pytest.raises(StageError, match="404"),
-    ):
-        listed(f"{address}/set/{{0..1}}.tar", tmp_path / "out")
-    assert list((tmp_path / "out").rglob("0.tar"))
-
-    files = listed(folder, tmp_path / "out").manifest.files
-
-    assert {file.path for file in files} == {"containers.json", "index.npy", "paths.bin"}
+    assert files_in(tmp_path) == []
 
 
 def test_what_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
@@ -287,8 +281,7 @@ def test_what_another_address_left_is_not_taken_for_this_one(tmp_path: Path) -> 
     with web_server(FILES) as (address, _):
         paths = downloaded(address, tmp_path)
 
-    assert sorted(path.read_bytes() for path in tmp_path.rglob("*.tar")) == sorted(FILES.values())
-    assert {path.name for path in paths} == {"0.tar", "1.tar"}
+    assert [path.read_bytes() for path in paths] == list(FILES.values())
 
 
 def test_a_tar_that_the_server_has_truncated_is_named(tmp_path: Path) -> None:

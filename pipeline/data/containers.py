@@ -25,7 +25,7 @@ class Container:
 
     path: str  # absolute; or relative to the index, for those that were downloaded beside it
     bytes: int
-    modified_ns: int | None  # None: beside the index, whose manifest watches it
+    modified_ns: int | None  # None: in an older index, whose manifest watches its downloads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class Places:
 
 
 def container_at(path: Path, *, stored_as: str | None = None) -> Container:
-    """The container as it is now; `stored_as` is its path below the index, if it lies there."""
+    """The container as it is now; `stored_as` is its path from the index, if both move together."""
     status = path.stat()
     return Container(
         path=stored_as or str(path),
         bytes=status.st_size,
-        modified_ns=None if stored_as else status.st_mtime_ns,
+        modified_ns=status.st_mtime_ns,
     )
 
 

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -16,6 +17,7 @@ from urllib.request import Request, urlopen
 
 from pipeline.data.listing import replacing
 from pipeline.data.source import SourceError
+from pipeline.locks import writing
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +51,12 @@ def download(
     """The files of `urls` below `folder`; those that are there from an earlier run stay.
 
     A file is there under its name only if it has every byte that the server announced, and the
-    checksum if it announced one. What other addresses left in `folder` is deleted. Where one fails,
+    checksum if it announced one; one that another run is fetching is waited for. Where one fails,
     those under way are brought to their end. `progress` is told how many are there and, every
     REPORT_SECONDS, how much has come.
     """
     _check_names(urls)
     paths = [_path_of(url, folder) for url in urls]
-    for left in sorted(folder.glob("*/*")):
-        if left not in paths:
-            left.unlink()
     missing = {path: url for url, path in zip(urls, paths, strict=True) if not path.exists()}
     received = [0] * len(missing)
     cancelled = threading.Event()
@@ -71,7 +70,11 @@ def download(
             pause(0)
             received[number] += size
 
-        _fetch(url, path, pause=pause, count=count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = f".{path.name}.lock"
+        with writing(path.parent, name=lock, patience=math.inf, pause=pause):
+            if not path.exists():
+                _fetch(url, path, pause=pause, count=count)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = {
@@ -130,7 +133,6 @@ def _fetch(
     url: str, path: Path, *, pause: Callable[[float], None], count: Callable[[int], None]
 ) -> None:
     def attempt() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             for chunk in http_chunks(url):
                 count(len(chunk))

@@ -18,8 +18,8 @@ _DAMAGED = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryE
 def list_tars(listing: Listing, paths: Sequence[Path], *, beside: Path | None = None) -> None:
     """Add the photographs in every tar, each named `<tar>/<member>`.
 
-    `beside` is the folder of the index, where the tars lie in it. What a damaged tar still holds
-    is listed, and that it lost something is in `listing.lost`.
+    `beside` is the folder of the index, where both move together. What a damaged tar still holds is
+    listed, and that it lost something is in `listing.lost`.
     """
     names: dict[str, Path] = {}
     for path in paths:
@@ -30,7 +30,7 @@ def list_tars(listing: Listing, paths: Sequence[Path], *, beside: Path | None = 
             )
         names[path.name] = path
     for path in paths:
-        stored_as = str(path.relative_to(beside)) if beside else None
+        stored_as = os.path.relpath(path.resolve(), beside.resolve()) if beside else None
         listing.containers.append(container_at(path, stored_as=stored_as))
         with path.open("rb") as file:
             _list_tar(listing, path, file.fileno())
