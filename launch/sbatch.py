@@ -92,7 +92,7 @@ def render(stage: Stage, place: Place) -> str:
         further_options=resources.options or (),
         setup=cluster.setup,
         threads=config.runtime.threads_per_process,
-        environment=_environment(config, resources, is_launched=bool(launcher)),
+        environment=_environment(place, resources, is_launched=bool(launcher)),
         command=_command(stage, place, launcher),
         seconds_before_limit=cluster.seconds_before_limit,
         hung_after_seconds=cluster.hung_after_seconds,
@@ -158,12 +158,13 @@ def _launcher(
     )
 
 
-def _environment(config: RunConfig, resources: Resources, *, is_launched: bool) -> list[str]:
-    if resources.gpu_count:
-        return []
-    variables = {"CUDA_VISIBLE_DEVICES": ""}  # on CPUs, whatever the node has
+def _environment(place: Place, resources: Resources, *, is_launched: bool) -> list[str]:
+    on_gpus = bool(resources.gpu_count)
+    # On CPUs, whatever the node has.
+    variables = {} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""}
     if is_launched:
-        variables |= launcher_environment(config, on_gpus=False)
+        seconds = place.cluster.seconds_before_limit
+        variables |= launcher_environment(place.config, on_gpus=on_gpus, seconds_to_save=seconds)
     return [f"export {name}={value}" for name, value in variables.items()]
 
 
