@@ -38,8 +38,8 @@ EpilogMsgTime=100
 MinJobAge=3600
 ReturnToService=1
 MaxArraySize={max_array_size}
-# A job of the partition "urgent" takes the nodes of those in "main", which are requeued after a time
-# of grace, and in "idle", which are cancelled.
+# A job of the partition "urgent" takes the nodes of those in "main", which are requeued after a
+# time of grace, and in "idle", which are cancelled.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n[1-{nodes}] NodeAddr={subnet}.[11-{last}] CPUs=8 CoresPerSocket=8 RealMemory=16000

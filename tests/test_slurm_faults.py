@@ -100,8 +100,8 @@ def test_preemption_is_a_requeue(slurm, tmp_path, reference, partition):
     )
     run.wait_for_end(600)
 
-    events = run.events("pretrain")
-    assert re.search(r"requeued: .* 2×75 , preempted\n.* start 1 ", events), events  # every rank saved
+    events = run.events("pretrain")  # every rank saved
+    assert re.search(r"requeued: .* 2×75 , preempted\n.* start 1 ", events), events
     assert equal_weights(run, reference(2), "pretrain")
 
 
