@@ -46,6 +46,7 @@ def submit(path: Path, overrides: tuple[str, ...], cluster_path: Path, *, dry_ru
     content = _content(config)
     snapshot = run_folder / SLURM_FOLDER / f"config-{canonical_digest(_values(config))[:12]}.yaml"
     place = Place(config=config, snapshot=snapshot, cluster=cluster)
+    slurm.warn_of_variables()
     if dry_run:
         _print_scripts(graph, place)
         return 0
