@@ -130,6 +130,7 @@ class _Submitting:
         place = self.place
         self.records = read_records(place.folder)
         live = settled_stages(self.records, place.run_folder)
+        self._refuse_other_configs(graph, live)
         # After the queue was read: what has ended meanwhile is sealed by now.
         look_again(place.folder)
         lately = ended_lately(
@@ -142,7 +143,6 @@ class _Submitting:
             now=place.snapshot.stat().st_mtime,  # by the file server's clock
         )
         resolved = resolve_once_seen(graph, place.run_folder, lately)
-        self._refuse_other_configs(graph, live)
         self.most = slurm.max_array_size()
         self._refuse_arrays_where_there_are_none(resolved)
         waits: dict[str, tuple[str, ...]] = {}  # for what the dependents of a stage wait
