@@ -88,9 +88,10 @@ def render(stage: Stage, place: Place) -> str:
         nodes=nodes,
         processes=nodes * processes,
         cpus=resources.cpus or 1,
-        options=_options(resources),
+        options=_options(resources, cluster),
         further_options=resources.options or (),
         setup=cluster.setup,
+        srun_options=cluster.srun_options,
         threads=config.runtime.threads_per_process,
         environment=_environment(place, resources, is_launched=bool(launcher)),
         command=_command(stage, place, launcher),
@@ -121,12 +122,14 @@ def _template() -> "Template":
     return jinja.from_string(TEMPLATE.read_text())
 
 
-def _options(resources: Resources) -> list[tuple[str, object]]:
+def _options(resources: Resources, cluster: Cluster) -> list[tuple[str, object]]:
+    gpus = resources.gpus or None
     named = {
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
-        "gpus-per-node": resources.gpus or None,
+        "gpus-per-node": gpus if cluster.gpus_as == "gpus-per-node" else None,
+        "gres": f"gpu:{gpus}" if gpus and cluster.gpus_as == "gres" else None,
         "mem": resources.memory,
         "time": resources.time,
     }
