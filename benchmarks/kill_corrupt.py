@@ -2,11 +2,13 @@
 
     python -m benchmarks.kill_corrupt [--kills 50] [--out kill_corrupt.md]
 
-A run that comes to its end is compared with one that was never disturbed, and another begins.
-Exit code 1 where a hash differs, or a finished shard was made again.
+Each start is of one process with two workers, or of two or three that share a run out in parts; a
+kill hits some of them or all. A run that comes to its end is compared with one that was never
+disturbed, and another begins. Exit code 1 where a hash differs, or a finished shard was made again.
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -28,7 +30,9 @@ from pipeline.artifacts import open_artifact, verify
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOGRAPHS = ROOT / "pipeline" / "assets" / "photos"
 COPIES = 6  # of each photograph, under another name
+PARTS = (1, 1, 2, 3)  # of a start
 WORKERS = 2
+Process = subprocess.Popen[bytes]
 LONGEST_SECONDS = 6.0  # from the start of a run to its end by SIGKILL
 CONFIG = """
 name: killed
@@ -47,6 +51,8 @@ class KillFailure(Exception):  # noqa: N818
 @dataclass(frozen=True, kw_only=True)
 class Kill:
     after_seconds: float
+    parts: int
+    killed: int  # of the parts
     stage: str  # that was being made
     finished: int  # shards, of all stages
     in_flight: int  # shards that were begun and must be made again
@@ -54,7 +60,7 @@ class Kill:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="that hit a shard in the making")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="a Markdown file for what is printed")
     options = parser.parse_args()
@@ -81,10 +87,12 @@ def kill_and_compare(folder: Path, count: int, seed: int) -> tuple[list[Kill], i
     kills: list[Kill] = []
     ends = 0
     kept: dict[Path, int] = {}
-    while len(kills) < count or kept:
-        seconds = moments.uniform(0.2, LONGEST_SECONDS) if len(kills) < count else None
-        process = start(runs, photographs)
-        ended = wait_or_kill(process, seconds)
+    while (is_killing := sum(each.in_flight > 0 for each in kills) < count) or kept:
+        before = unfinished(runs)
+        seconds = moments.uniform(0.2, LONGEST_SECONDS) if is_killing else None
+        processes = start(runs, photographs, moments.choice(PARTS))
+        victims = moments.sample(processes, moments.randint(1, len(processes)))
+        ended = wait_or_kill(processes, seconds, victims)
         check_untouched(kept)
         if ended:
             compare(runs, expected)
@@ -96,9 +104,11 @@ def kill_and_compare(folder: Path, count: int, seed: int) -> tuple[list[Kill], i
         kills.append(
             Kill(
                 after_seconds=seconds,
+                parts=len(processes),
+                killed=len(victims),
                 stage=stage_in_the_making(runs),
                 finished=len(kept),
-                in_flight=len(list(runs.glob("*/*/*/shards/.*.tmp"))),
+                in_flight=len(unfinished(runs) - before),
             )
         )
     return kills, ends, len(expected)
@@ -113,26 +123,37 @@ def write_photographs(folder: Path) -> Path:
     return folder
 
 
-def start(runs: Path, photographs: Path) -> "subprocess.Popen[bytes]":
+def start(runs: Path, photographs: Path, parts: int = 1) -> list[Process]:
     runs.mkdir(exist_ok=True)
     config = runs / "config.yaml"
     config.write_text(CONFIG.format(photographs=photographs, runs=runs, workers=WORKERS))
     command = [sys.executable, "-m", "launch", "run", str(config), "--before", "pretrain"]
-    # A group of its own, so that workers are killed at the same moment.
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    # Groups of their own, so that workers are killed at the same moment.
+    return [
+        subprocess.Popen(
+            [*command, "--part", str(part), "--parts", str(parts)],
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        for part in range(parts)
+    ]
 
 
-def wait_or_kill(process: "subprocess.Popen[bytes]", seconds: float | None) -> bool:
-    """Whether it came to its end first."""
-    try:
-        code = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return False
-    if code != 0:
-        raise KillFailure(f"a run that was killed before ended with exit code {code}")
-    return True
+def wait_or_kill(
+    processes: Sequence[Process], seconds: float | None, victims: Sequence[Process] = ()
+) -> bool:
+    """Whether all came to their end first. Those that are not killed come to it later."""
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    while time.monotonic() < until and any(each.poll() is None for each in processes):
+        time.sleep(0.02)
+    killed = [each for each in victims if each.poll() is None]
+    for each in killed:
+        os.killpg(each.pid, signal.SIGKILL)
+    codes = {each.wait() for each in processes if each not in killed}
+    if codes - {0}:
+        raise KillFailure(f"a run that was killed before ended with exit codes {codes}")
+    return not killed
 
 
 def undisturbed(runs: Path, photographs: Path) -> dict[str, str]:
@@ -162,6 +183,8 @@ def compare(runs: Path, expected: dict[str, str]) -> None:
     )
     if differing:
         raise KillFailure(f"{len(differing)} files differ from the undisturbed run: {differing[0]}")
+    if left := unfinished(runs):
+        raise KillFailure(f"{len(left)} files are left behind: {left.pop()}")
 
 
 def finished_shards(runs: Path) -> dict[Path, int]:
@@ -169,6 +192,10 @@ def finished_shards(runs: Path) -> dict[Path, int]:
     records = runs.glob("*/*/*/shards/*.json")
     tars = [path.with_suffix(".tar") for path in records if not path.name.startswith(".")]
     return {tar: tar.stat().st_mtime_ns for tar in tars}
+
+
+def unfinished(runs: Path) -> set[Path]:
+    return set(runs.glob("*/*/*/shards/.*.tmp"))
 
 
 def check_untouched(kept: dict[Path, int]) -> None:
@@ -191,21 +218,23 @@ def page_of(kills: Sequence[Kill], ends: int, shards: int) -> str:
 
 
 def lines_of(kills: Sequence[Kill], ends: int, shards: int) -> Iterator[str]:
+    hits = sum(each.in_flight > 0 for each in kills)
     yield "# Corrupting, killed\n"
-    yield f"`python -m benchmarks.kill_corrupt --kills {len(kills)}`\n"
-    yield f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {WORKERS} workers\n"
+    yield f"`python -m benchmarks.kill_corrupt --kills {hits}`\n"
+    yield f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {WORKERS} workers a part\n"
     yield (
-        f"{len(kills)} times SIGKILL to the whole process group. {ends} runs came to their end, "
-        f"each with the same SHA-256 for its {shards} files as a run that was never disturbed; "
+        f"{len(kills)} times SIGKILL, {hits} of them while shards were made. {ends} runs came to "
+        f"their end, each with the same SHA-256 for its {shards} files as a run that was never "
+        "disturbed, and with nothing left behind; "
         "no shard that was finished was made again, and at most "
         f"{max(each.in_flight for each in kills)} at a time were in flight.\n"
     )
-    yield "| kill | after s | stage | shards finished | in flight |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| kill | after s | parts killed | stage | shards finished | in flight |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for number, kill in enumerate(kills, 1):
         yield (
-            f"| {number} | {kill.after_seconds:.2f} | {kill.stage} | {kill.finished} "
-            f"| {kill.in_flight} |"
+            f"| {number} | {kill.after_seconds:.2f} | {kill.killed} of {kill.parts} | {kill.stage} "
+            f"| {kill.finished} | {kill.in_flight} |"
         )
 
 

@@ -38,6 +38,13 @@ def _gpus(value: object) -> int | str:
     return text if ":" in text else int(text)
 
 
+def _srun_option(value: object) -> object:
+    """Of one word for the shell, as it goes into quotes."""
+    if not re.fullmatch(r"(-[A-Za-z]\S*|--[a-z][a-z0-9-]*(=.*)?)", str(value)):
+        raise ValueError("write each as one word, such as --container-image=/images/ipt.sqsh")
+    return value
+
+
 Word = Annotated[str, Field(pattern=r"^[^\s'\"\\$`]+$")]  # goes onto a line of a shell script
 Line = Annotated[str, Field(pattern=r"^[^\n]*$")]
 Time = Annotated[
@@ -88,6 +95,9 @@ class Cluster(Section):
     stages: dict[StageKind, Resources] = Field(default_factory=dict)  # what differs for a kind
     setup: tuple[Line, ...] = ()  # of the shell, before a stage: module load …, export …
     container: Line = ""  # a command to run Python in, such as: apptainer exec --nv image.sif
+    srun_options: tuple[Annotated[str, BeforeValidator(_srun_option)], ...] = ()  # of every stage
+    # How `gpus` are asked for: --gpus-per-node, --gres=gpu:…, or not at all, as of whole nodes.
+    gpus_as: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     python: Word | None = None  # of the compute nodes; None: the one that submits
     seconds_before_limit: Annotated[int, Field(ge=0, le=65535)] = 300  # when a stage is to stop
     hung_after_seconds: Positive = 1800  # without a step, a shard or a picture

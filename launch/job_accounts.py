@@ -68,7 +68,7 @@ def _account(path: Path) -> Account:
         return Account(state="stopped", said=last, time=changed)
     if last == "done" or last.startswith("failed"):
         return Account(state="ended" if last == "done" else "failed", said=last, time=changed)
-    if last.startswith("requeued: "):
+    if last.startswith("to be requeued: "):
         return Account(state="started", said=last, time=changed)
     # It started, or was told to stop, or is an older copy that has noticed the newer one.
     starts = [found[1] for line in said if (found := START.match(line))]

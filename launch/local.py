@@ -33,6 +33,7 @@ from stages.recipe import folders_read
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_SAVE = 300  # a checkpoint, once a training is asked to stop
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -212,13 +213,17 @@ def launcher_command(stage_name: str, config: RunConfig, config_arguments: list[
     return [*accelerate, *program]
 
 
-def launcher_environment(config: RunConfig, *, on_gpus: bool) -> dict[str, str]:
-    """What the launcher must be told on CPUs; the threads are in our own environment already."""
+def launcher_environment(
+    config: RunConfig, *, on_gpus: bool, seconds_to_save: int = SECONDS_TO_SAVE
+) -> dict[str, str]:
+    """What the launcher must be told; the threads are in our own environment already."""
+    # Torch's launcher, asked to stop, kills its processes half a minute later if nothing is said.
+    variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(seconds_to_save)}
     if on_gpus:
-        return {}
+        return variables
     if config.runtime.engine.startswith("zero"):
-        return {"DS_ACCELERATOR": "cpu"}
-    return {"ACCELERATE_USE_CPU": "true"}
+        return variables | {"DS_ACCELERATOR": "cpu"}
+    return variables | {"ACCELERATE_USE_CPU": "true"}
 
 
 def has_gpu() -> bool:

@@ -88,11 +88,12 @@ def render(stage: Stage, place: Place) -> str:
         nodes=nodes,
         processes=nodes * processes,
         cpus=resources.cpus or 1,
-        options=_options(resources),
+        options=_options(resources, cluster),
         further_options=resources.options or (),
         setup=cluster.setup,
+        srun_options=cluster.srun_options,
         threads=config.runtime.threads_per_process,
-        environment=_environment(config, resources, is_launched=bool(launcher)),
+        environment=_environment(place, resources, is_launched=bool(launcher)),
         command=_command(stage, place, launcher),
         seconds_before_limit=cluster.seconds_before_limit,
         hung_after_seconds=cluster.hung_after_seconds,
@@ -121,12 +122,14 @@ def _template() -> "Template":
     return jinja.from_string(TEMPLATE.read_text())
 
 
-def _options(resources: Resources) -> list[tuple[str, object]]:
+def _options(resources: Resources, cluster: Cluster) -> list[tuple[str, object]]:
+    gpus = resources.gpus or None
     named = {
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
-        "gpus-per-node": resources.gpus or None,
+        "gpus-per-node": gpus if cluster.gpus_as == "gpus-per-node" else None,
+        "gres": f"gpu:{gpus}" if gpus and cluster.gpus_as == "gres" else None,
         "mem": resources.memory,
         "time": resources.time,
     }
@@ -158,12 +161,13 @@ def _launcher(
     )
 
 
-def _environment(config: RunConfig, resources: Resources, *, is_launched: bool) -> list[str]:
-    if resources.gpu_count:
-        return []
-    variables = {"CUDA_VISIBLE_DEVICES": ""}  # on CPUs, whatever the node has
+def _environment(place: Place, resources: Resources, *, is_launched: bool) -> list[str]:
+    on_gpus = bool(resources.gpu_count)
+    # On CPUs, whatever the node has.
+    variables = {} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""}
     if is_launched:
-        variables |= launcher_environment(config, on_gpus=False)
+        seconds = place.cluster.seconds_before_limit
+        variables |= launcher_environment(place.config, on_gpus=on_gpus, seconds_to_save=seconds)
     return [f"export {name}={value}" for name, value in variables.items()]
 
 

@@ -1,5 +1,6 @@
 """What SLURM is asked and told: sbatch, squeue, sacct, scancel, scontrol."""
 
+import logging
 import os
 import re
 import shutil
@@ -10,9 +11,25 @@ from pathlib import Path
 
 from launch.terminal import CommandFailed
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT = 120  # seconds, of one answer
 DEFAULT_MAX_ARRAY_SIZE = 1001
 FIELDS = "%F|%K|%T|%r|%j|%k"  # last what people choose, with "|" in it if they like
+
+# SLURM's tools take options from the environment too: what the job has in which this may run would
+# reach every job submitted, SBATCH_… go before the lines of a script, and others hide jobs.
+OPTIONS = re.compile("_?(SLURM|SRUN|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # which cluster, and as whom
+REPLACED_BY = {
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_CLUSTERS": "the variable SLURM_CLUSTERS",
+    "SBATCH_GPUS_PER_NODE": "gpus",
+    "SBATCH_MEM_PER_NODE": "memory",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_TIMELIMIT": "time",
+}
 
 # Ends of a job in the accounting.
 ENDED_BADLY = (
@@ -49,11 +66,34 @@ def require() -> None:
         )
 
 
+def environment() -> dict[str, str]:
+    """What SLURM's tools are given, and so the jobs that they start."""
+    return {
+        name: value for name, value in os.environ.items() if name in KEPT or not OPTIONS.match(name)
+    }
+
+
+def warn_of_variables() -> None:
+    """Say which options a user has in the environment for sbatch, as they may be relied on."""
+    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    if names:
+        replaced = [f"{name} (instead: {REPLACED_BY.get(name, 'options')})" for name in names]
+        logger.warning(
+            "left out of the environment, where the cluster file alone is to decide: %s",
+            ", ".join(replaced),
+        )
+
+
 def _ask(command: Sequence[str]) -> str:
     """The output of a tool; CommandFailed with what it says itself."""
     try:
         done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT
+            command,
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT,
         )
     except subprocess.TimeoutExpired:
         raise CommandFailed(
@@ -71,7 +111,9 @@ def _ask(command: Sequence[str]) -> str:
 def queued_jobs() -> list[QueuedJob]:
     """All jobs of this user that wait, run or are being ended; each task of an array by itself."""
     user = str(os.getuid())
-    output = _ask(["squeue", "--noheader", "--array", f"--user={user}", f"--format={FIELDS}"])
+    # --all: also those in hidden partitions.
+    options = ["--all", "--noheader", "--array", f"--user={user}", f"--format={FIELDS}"]
+    output = _ask(["squeue", *options])
     jobs = []
     for line in output.splitlines():
         fields = line.split("|", 5)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script, Python puts launch/ first, not the checkout
@@ -27,7 +27,7 @@ from launch.supervision import (
     touching,
 )
 from launch.terminal import add_part_arguments, exit_code_of, progress_line, set_up_logging
-from pipeline.artifacts import JSON, Artifact, open_artifact, seal, set_aside
+from pipeline.artifacts import JSON, Artifact, look_again, open_artifact, seal, set_aside
 from pipeline.config import RunConfig, Runtime
 from pipeline.config_file import ConfigError, load_config
 from pipeline.data.worker_processes import THREAD_VARIABLES
@@ -189,9 +189,7 @@ def _once_inputs_are_seen(
             logger.warning("%s; looking again", error)
         time.sleep(SECONDS_BETWEEN_LOOKS)
         for name in graph.upstream(stage.name):
-            with suppress(OSError):  # to list a folder makes the file system ask its server again
-                for folder in os.scandir(run_folder / name):
-                    os.listdir(folder)
+            look_again(run_folder / name)
 
 
 def set_threads(runtime: Runtime) -> None:

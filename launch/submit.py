@@ -13,6 +13,7 @@ from launch.arrays import arrays, dependency
 from launch.cluster import Cluster
 from launch.local import check_folders
 from launch.sbatch import SLURM_FOLDER, Place, check_processes, job_name, render
+from launch.sight import ended_lately, resolve_once_seen
 from launch.stage import make_room
 from launch.submitted import (
     LiveStage,
@@ -20,12 +21,13 @@ from launch.submitted import (
     comment,
     dependencies,
     live_stages,
+    parts_made,
     read_records,
     record,
     settled_stages,
 )
 from launch.terminal import CommandFailed
-from pipeline.artifacts import canonical_digest, write_atomically
+from pipeline.artifacts import canonical_digest, look_again, write_atomically
 from pipeline.config import RunConfig
 from pipeline.config_file import load_config, load_settings
 from pipeline.graph import Graph, Resolved, Stage
@@ -46,6 +48,7 @@ def submit(path: Path, overrides: tuple[str, ...], cluster_path: Path, *, dry_ru
     content = _content(config)
     snapshot = run_folder / SLURM_FOLDER / f"config-{canonical_digest(_values(config))[:12]}.yaml"
     place = Place(config=config, snapshot=snapshot, cluster=cluster)
+    slurm.warn_of_variables()
     if dry_run:
         _print_scripts(graph, place)
         return 0
@@ -127,9 +130,19 @@ class _Submitting:
         place = self.place
         self.records = read_records(place.folder)
         live = settled_stages(self.records, place.run_folder)
-        # After the queue was read: what has ended meanwhile is sealed by now.
-        resolved = graph.resolve(place.run_folder)
         self._refuse_other_configs(graph, live)
+        # After the queue was read: what has ended meanwhile is sealed by now.
+        look_again(place.folder)
+        lately = ended_lately(
+            [
+                each
+                for each in self.records
+                if each.stage not in live and each.content == self.content
+            ],
+            place.folder,
+            now=place.snapshot.stat().st_mtime,  # by the file server's clock
+        )
+        resolved = resolve_once_seen(graph, place.run_folder, lately)
         self.most = slurm.max_array_size()
         self._refuse_arrays_where_there_are_none(resolved)
         waits: dict[str, tuple[str, ...]] = {}  # for what the dependents of a stage wait
@@ -194,7 +207,9 @@ class _Submitting:
     ) -> list[Submission]:
         stage, place = resolved.stage, self.place
         parts = self._parts(stage)
-        needed = set(range(parts)) - (mine.parts_live if mine else set())
+        needed = set(range(parts))
+        if mine:
+            needed -= mine.parts_live | parts_made(stage.name, mine, self.records, place.folder)
         if not needed:
             return []
         if resolved.is_stale and mine is None:
@@ -218,6 +233,7 @@ class _Submitting:
                 tasks=array.tasks,
                 after=(*after, *before),
                 time=self.time,
+                since=max(mine.since, default=self.time) if mine else self.time,
             )
             said = f"--comment={comment(submission, place.run_folder)}"
             options = [said, *dependency(after, before), *array.options]

@@ -28,6 +28,7 @@ class Submission:
     tasks: tuple[int, ...] | None = None  # of the array; None: no array
     after: tuple[str, ...] = ()  # what it waits for
     time: str = ""
+    since: str = ""  # the time of the submission that handed the stage in anew
 
     def account(self, folder: Path, task: int | None) -> Path:
         """Where a job keeps account of itself, without the suffix."""
@@ -43,6 +44,7 @@ class LiveStage:
     waiting: dict[str, set[int | None]] = field(default_factory=dict)  # tasks by job
     queued: list[QueuedJob] = field(default_factory=list)
     parts_live: set[int] = field(default_factory=set)
+    since: set[str] = field(default_factory=set)
 
 
 def comment(submission: Submission, run_folder: Path) -> str:
@@ -52,9 +54,13 @@ def comment(submission: Submission, run_folder: Path) -> str:
 
 
 def record(folder: Path, submission: Submission) -> None:
-    path = folder / RECORDS
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(submission), sort_keys=True) + "\n")
+    line = json.dumps(asdict(submission), sort_keys=True).encode() + b"\n"
+    with (folder / RECORDS).open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a record that a full disk cut short
+                line = b"\n" + line
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(folder)
@@ -94,6 +100,8 @@ def live_stages(
         )
         stage.waiting.setdefault(job.job, set()).add(job.task)
         stage.queued.append(job)
+        if job.job in of_record:
+            stage.since.add(of_record[job.job].since)
         stage.parts_live.add(submission.offset + (job.task or 0))
     return live
 
@@ -133,13 +141,24 @@ def dependencies(live: LiveStage, records: Sequence[Submission], folder: Path) -
     for job, tasks in live.waiting.items():
         submission = of_record.get(job)
         others = set(submission.tasks or ()) - tasks if submission else set()
-        if submission is None or all(_ended_well(submission, folder, task) for task in others):
+        if submission is None or all(ended_well(submission, folder, task) for task in others):
             ids.append(job)
         else:
             ids += [f"{job}_{task}" for task in sorted(task for task in tasks if task is not None)]
     return tuple(ids)
 
 
-def _ended_well(submission: Submission, folder: Path, task: int | None) -> bool:
+def parts_made(name: str, live: LiveStage, records: Sequence[Submission], folder: Path) -> set[int]:
+    """The parts of a stage in the queue that are no longer there, as they ended well."""
+    return {
+        record.offset + task
+        for record in records
+        if record.stage == name and record.since and record.since in live.since
+        for task in record.tasks or ()
+        if ended_well(record, folder, task)
+    }
+
+
+def ended_well(submission: Submission, folder: Path, task: int | None) -> bool:
     path = Path(f"{submission.account(folder, task)}.ended")
     return path.is_file() and path.read_text().strip() == "0"

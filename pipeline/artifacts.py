@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -101,6 +102,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def look_again(folder: Path) -> None:
+    """List a folder and those in it: a network file system then asks its server again, and shows
+    what other machines have made."""
+    with suppress(OSError):
+        for each in os.scandir(folder):
+            if each.is_dir():
+                os.listdir(each)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

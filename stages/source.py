@@ -6,8 +6,7 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -18,6 +17,7 @@ from pipeline.config_file import ConfigError
 from pipeline.config_section import Section
 from pipeline.data.folder_tree import changed_folder, is_empty, path_text
 from pipeline.data.patterns import PatternError, expand_braces, matching_files, parse_dataset
+from pipeline.data.source_paths import check_form, source_kind
 from pipeline.graph import Job, Stage, StageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNREADABLE_LISTED = 100  # in the summary; the rest is counted
-Kind = Literal["folder", "tars", "parquet", "dataset", "urls"]
 
 
 class SourceStageConfig(Section):
@@ -45,7 +44,10 @@ def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: in
     """The stage that lists one source; `largest_crop` is in pixels of the clean image."""
     path = source.path or source.clean
     assert path is not None  # SourceConfig has one of the two
-    _check_form(f"sources.{name}.path", path)
+    try:
+        check_form(path)
+    except PatternError as error:
+        raise ConfigError(f"sources.{name}.{'path' if source.path else 'clean'}: {error}") from None
     config = SourceStageConfig(
         path=path,
         corrupted=source.corrupted,
@@ -63,32 +65,6 @@ def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: in
         run=partial(run, skip_damaged=source.skip_damaged),
         stale=_stale,
     )
-
-
-def source_kind(path: str) -> Kind:
-    """What a source's path names, by its form alone."""
-    if path.startswith("hf:"):
-        return "dataset"
-    if path.startswith(("http://", "https://")):
-        return "urls"
-    kinds: dict[str, Kind] = {".tar": "tars", ".parquet": "parquet"}
-    return kinds.get(Path(path).suffix, "folder")
-
-
-def _check_form(key: str, path: str) -> None:
-    """Raise ConfigError for what no listing can read, before anything is made."""
-    kind = source_kind(path)
-    if kind == "urls" and not urlsplit(path).path.endswith(".tar"):
-        raise ConfigError(f"{key}: {path}: only tars (.tar, uncompressed) are read by URL")
-    if kind == "folder" and "://" in path:
-        raise ConfigError(f"{key}: {path}: only https:// and http:// are read by URL")
-    try:
-        if kind == "dataset":
-            parse_dataset(path)
-        elif kind != "folder":
-            expand_braces(path)
-    except PatternError as error:
-        raise ConfigError(f"{key}: {error}") from None
 
 
 def source_folders(source: SourceConfig) -> dict[str, Path]:

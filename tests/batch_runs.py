@@ -6,11 +6,16 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+from demo_run import Run
 from slurm_cluster import wait_until
+
+from launch.submit import submit
 
 # Does what the next line of `steps` says: exit codes of the processes, "progress" for a new
 # checkpoint, "shard-N" for one of an array, "sign" of life, "blink" for one that is away for a
-# moment, "hang" for ever, "why" for a sentence; ends with 1 unless all processes end with 0.
+# moment, "late" for one by another clock, "hang" for ever, "why" for a sentence; ends with 1 unless
+# all processes end with 0.
 SRUN = """#!/bin/bash
 here=${0%/*}
 attempt=$6
@@ -34,6 +39,10 @@ for word in $line; do
       /bin/sleep 0.5
       mv "$attempt.away" "$attempt.alive"
       ;;
+    late)
+      touch --date='1 hour ago' "$attempt.alive"
+      /bin/sleep 0.2
+      ;;
     hang) exec /bin/sleep 60 ;;
     why) echo "lanes do not divide" >"$attempt.why" ;;
     *) echo "$word" >>"$attempt.outcome-0" && code=$((word ? 1 : code)) ;;
@@ -51,9 +60,17 @@ if [ -e "$here/away" ]; then
   exit 1
 fi
 [ "$1" != --oneliner ] || cat "$here/facts-$4"
+[ "$1" != requeue ] || [ ! -e "$here/refused" ] || { cat "$here/refused" >&2; exit 1; }
 """
 OTHER_TASK = "JobId=8 ArrayJobId=7 ArrayTaskId=1 JobState=RUNNING Requeue=1 Restarts=0 Batch=1"
 
+# The fake `sleep` makes 100 s, looked at every 5 s, last half a second.
+CLUSTER = """
+distributed: {nodes: 2}
+array: {parts: 4}
+hung_after_seconds: 100
+"""
+TERMINATED = "COMPLETING Reason=None"
 FAKES = {"srun": SRUN, "scontrol": SCONTROL, "sleep": "#!/bin/bash\nexec /bin/sleep 0.02\n"}
 
 
@@ -79,21 +96,23 @@ class Batch:
         self,
         step: str,
         *,
+        facts: str = "",
         state: str = "RUNNING Reason=None",
         restarts: int = -1,
         terminated: bool = False,
         broken: bool = False,
     ) -> int:
-        """The exit code of the next start, in which the step does as `step` says; `terminated` by
-        SLURM while it does, `broken` where the shell may complain."""
+        """The exit code of the next start, in which the step does as `step` says; `facts` are
+        further ones that SLURM tells; `terminated` by SLURM while the step does, `broken` where the
+        shell may complain."""
         own = self.starts
         self.starts += 1
         (self.fakes / "steps").write_text(f"{step}\n")
         restarts = own if restarts < 0 else restarts
-        facts = f"JobId=7 JobState={state} Dependency=(null) Requeue=1 Restarts={restarts} Batch=1"
+        told = f"JobId=7 JobState={state} Dependency=(null) Requeue=1 Restarts={restarts} Batch=1"
         # What the id of an array alone means, even where it is that of its last task.
-        (self.fakes / "facts-7").write_text(f"{facts}\n{OTHER_TASK}\n")
-        (self.fakes / f"facts-{self.job}").write_text(f"{facts}\n")
+        (self.fakes / "facts-7").write_text(f"{told}\n{OTHER_TASK}\n")
+        (self.fakes / f"facts-{self.job}").write_text(f"{told} {facts}\n")
         environment = os.environ | {
             "PATH": f"{self.fakes}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "7",
@@ -132,3 +151,12 @@ class Batch:
 def script_of(stage: str, scripts: str) -> str:
     pattern = rf"^#!/bin/bash\n# {stage} of .*?(?=^\n# sbatch)"
     return re.findall(pattern, scripts, re.M | re.S)[0]
+
+
+def scripts_of(folder: Path, capsys: pytest.CaptureFixture[str], further: str = "") -> str:
+    """All scripts of a run, whose cluster file has further lines."""
+    run = Run(folder)
+    cluster = folder / "cluster.yaml"
+    cluster.write_text(CLUSTER + further)
+    submit(run.config, (f"runtime.runs={run.folder.parent}",), cluster, dry_run=True)
+    return capsys.readouterr().out

@@ -9,9 +9,18 @@ from demo_run import ROOT, Run
 
 from launch.submit import submit
 
+# What real tools take options from; what a job has would reach the jobs that it submits.
+REFUSING = r"""#!/bin/bash
+if env | grep -E '^_?(SLURM|SRUN|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL)_' |
+  grep -Ev '^SLURM_(CONF|CLUSTERS|JWT)='
+then
+  echo 'options in the environment' >&2
+  exit 1
+fi
+"""
 CPU, GPU = ROOT / "configs" / "slurm" / "cpu.yaml", ROOT / "configs" / "slurm" / "gpu.yaml"
 # Each call of sbatch is a job: its number, and the queue's line for each of its tasks.
-FAKE_SBATCH = """#!/bin/bash
+FAKE_SBATCH = """
 cd "${0%/*}"
 echo "$*" >>calls
 job=$((100 + $(wc -l <calls)))
@@ -41,14 +50,15 @@ echo "$job;cluster"
 """
 FAKES = {
     "sbatch": FAKE_SBATCH,
-    "squeue": '#!/bin/bash\ncat "$(dirname "$0")/queue" 2>/dev/null || true\n',
-    "scancel": '#!/bin/bash\necho "$*" >>"$(dirname "$0")/cancelled"\n'
+    # Every partition is hidden.
+    "squeue": '[[ " $* " != *" --all "* ]] || cat "$(dirname "$0")/queue" 2>/dev/null || true\n',
+    "scancel": 'echo "$*" >>"$(dirname "$0")/cancelled"\n'
     'for job; do sed -i "/^$job|/d" "$(dirname "$0")/queue"; done\n',
     # No accounts, unless a test writes some, as `sacct -X --parsable2` prints them.
-    "sacct": '#!/bin/bash\necho "$*" >>"$(dirname "$0")/sacct-calls"\n'
+    "sacct": 'echo "$*" >>"$(dirname "$0")/sacct-calls"\n'
     'cat "$(dirname "$0")/accounts" 2>/dev/null || '
     '{ echo "Slurm accounting storage is disabled" >&2; exit 1; }\n',
-    "scontrol": "#!/bin/bash\necho 'MaxArraySize            = 1001'\n",
+    "scontrol": "echo 'MaxArraySize            = 1001'\n",
 }
 
 
@@ -56,7 +66,7 @@ def on_the_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tools in a folder of their own, found before any others."""
     folder.mkdir()
     for name, text in FAKES.items():
-        put(folder / name, text)
+        put(folder / name, REFUSING + text)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
 

@@ -38,11 +38,13 @@ EpilogMsgTime=100
 MinJobAge=3600
 ReturnToService=1
 MaxArraySize={max_array_size}
-# A job of the partition "urgent" takes the nodes of those in "main", which are requeued.
+# A job of the partition "urgent" takes the nodes of those in "main", which are requeued after a
+# time of grace, and in "idle", which are cancelled.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n[1-{nodes}] NodeAddr={subnet}.[11-{last}] CPUs=8 CoresPerSocket=8 RealMemory=16000
 PartitionName=main Nodes=ALL Default=YES DefaultTime=30 PriorityTier=1 GraceTime=20
+PartitionName=idle Nodes=ALL DefaultTime=30 PriorityTier=1 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL DefaultTime=30 PriorityTier=10 PreemptMode=OFF
 """
 

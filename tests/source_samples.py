@@ -64,9 +64,10 @@ def web_server(
     before: Callable[[str], object] = lambda path: None,
 ) -> Iterator[tuple[str, list[str]]]:
     """(address, paths asked for so far). The first answers for a path are its `faults`, in order:
-    a status such as 503, "cut" (fewer bytes than announced), "flip" (a byte altered), "hang" (no
-    more of them for a while), "slow" (a second for all of it); then files. `before` is called with
-    a path before each answer.
+    a status such as 503, "page" (another content), "cut" (fewer bytes than announced), "end" (as
+    few, unannounced), "whole" (all, unannounced), "chunked", "length" (one that is none), "flip" (a
+    byte altered), "hang" (no more of them for a while), "slow" (a second for all of it); then
+    files. `before` is called with a path before each answer.
     """
     asked: list[str] = []
     waiting = {path: list(each) for path, each in (faults or {}).items()}
@@ -78,8 +79,15 @@ def web_server(
             fault = waiting[self.path].pop(0) if waiting.get(self.path) else ""
             status = int(fault) if fault.isdigit() else 200 if self.path in files else 404
             content = files.get(self.path, b"") if status == 200 else b""
+            if fault == "page":
+                content = b"<!DOCTYPE html><title>Please log in</title>"
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            if fault == "chunked":
+                self.send_header("Transfer-Encoding", "chunked")
+                content = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+            elif fault not in ("end", "whole"):
+                length = "12 bytes" if fault == "length" else str(len(content))
+                self.send_header("Content-Length", length)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.end_headers()
@@ -91,7 +99,8 @@ def web_server(
                     self.wfile.write(content[slice(*ends)])
                     time.sleep(0.05)
                 return
-            self.wfile.write(content[: len(content) // 2] if fault in ("cut", "hang") else content)
+            half = fault in ("cut", "end", "hang")
+            self.wfile.write(content[: len(content) // 2] if half else content)
             if fault == "hang":
                 time.sleep(1)
 

@@ -3,20 +3,13 @@
 import re
 
 import pytest
-from batch_runs import Batch, script_of
-from demo_run import Run
-
-from launch.submit import submit
+from batch_runs import TERMINATED, Batch, script_of, scripts_of
 
 
 @pytest.fixture
 def scripts(tmp_path, capsys) -> str:
     """All scripts of a run: distributed stages on two nodes, arrays in four parts."""
-    run = Run(tmp_path)
-    cluster = tmp_path / "cluster.yaml"
-    cluster.write_text("distributed: {nodes: 2}\narray: {parts: 4}\nhung_after_seconds: 1")
-    submit(run.config, (f"runtime.runs={run.folder.parent}",), cluster, dry_run=True)
-    return capsys.readouterr().out
+    return scripts_of(tmp_path, capsys)
 
 
 @pytest.fixture
@@ -101,8 +94,8 @@ def test_a_sign_of_life_that_is_away_for_a_moment_does_not_end_the_watch(batch):
 def test_a_training_is_given_the_time_for_its_first_step(scripts):
     seconds = r"quiet > \(alive == began \? (\d+) : (\d+)\)"
 
-    assert re.search(seconds, script_of("pretrain", scripts)).groups() == ("4200", "1")
-    assert re.search(seconds, script_of("corrupt-sr2@photos", scripts)).groups() == ("1", "1")
+    assert re.search(seconds, script_of("pretrain", scripts)).groups() == ("4200", "100")
+    assert re.search(seconds, script_of("corrupt-sr2@photos", scripts)).groups() == ("100", "100")
 
 
 def test_a_step_that_hangs_at_the_time_limit_is_ended_before_slurm_ends_the_script(batch):
@@ -134,7 +127,7 @@ def test_an_account_that_can_not_be_written_is_the_end(batch):
 def test_starts_that_slurm_ended_are_not_counted(batch):
     """A stage without checkpoints may be preempted as often as it happens."""
     for _ in range(4):
-        assert batch.start("75 75", state="COMPLETING Reason=None") == 1
+        assert batch.start("75 75", state=TERMINATED) == 1
     assert batch.start("1") == 0
 
     assert (batch.ended(), batch.requeues()) == (None, 1)
@@ -187,7 +180,7 @@ def test_shards_of_other_parts_are_no_progress(array):
 
 
 def test_a_job_that_is_being_ended_leaves_that_to_slurm(batch):
-    assert batch.start("progress 75 75", state="COMPLETING Reason=None") == 1
+    assert batch.start("progress 75 75", state=TERMINATED) == 1
 
     assert (batch.ended(), batch.requeues()) == (None, 0)
     assert batch.last_event() == "ended by SLURM"

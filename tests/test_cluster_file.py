@@ -56,6 +56,9 @@ def test_every_stage_has_its_section(run):
         ("stages: {pretrain: {parts: 2}}", "stages.pretrain: parts and at_once belong under array"),
         ("jobs: {partition: 'a b'}", "jobs.partition: 'a b'"),
         ("jobs: {cpus: true}", "jobs.cpus: True: a number is needed"),
+        ("gpus_as: gpu", "gpus_as: 'gpu': Input should be 'gpus-per-node', 'gres' or 'none'"),
+        ("srun_options: [--a=b, --a b]", "srun_options.1: '--a b': write each as one word"),
+        ("srun_options: [image.sqsh]", "srun_options.0: 'image.sqsh': write each as one word"),
         ("jobs: {gpus: true}", "jobs.gpus: True: a number is needed"),
     ],
 )

@@ -7,11 +7,12 @@ from benchmarks.kill_corrupt import kill_and_compare
 
 @pytest.mark.slow
 def test_runs_killed_at_random_moments_end_as_if_untouched(tmp_path: Path) -> None:
-    kills, ends, files = kill_and_compare(tmp_path, 6, seed=1)
+    kills, ends, files = kill_and_compare(tmp_path, 4, seed=1)
 
     # It raises where a file differs, or where a finished shard was made again.
-    assert len(kills) == 6
+    assert sum(kill.in_flight > 0 for kill in kills) == 4
+    assert any(kill.parts > 1 for kill in kills)
     assert ends >= 1
     assert files > 40
-    assert max(kill.in_flight for kill in kills) <= 2
+    assert all(kill.in_flight <= 2 * kill.killed for kill in kills)
     assert any(kill.finished for kill in kills)

@@ -88,8 +88,10 @@ def test_a_training_that_hangs_at_its_time_limit_is_requeued(slurm, tmp_path, re
     assert equal_weights(run, reference(2), "pretrain")
 
 
-def test_preemption_is_a_requeue(slurm, tmp_path, reference):
-    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1))
+@pytest.mark.parametrize("partition", ["main", "idle"])
+def test_preemption_is_a_requeue(slurm, tmp_path, reference, partition):
+    settings = f"stages: {{pretrain: {{partition: {partition}}}}}"
+    run = SlurmRun(tmp_path, slurm, config=short_config(processes=1), settings=settings)
     started(run)
 
     slurm.sh(
@@ -98,7 +100,8 @@ def test_preemption_is_a_requeue(slurm, tmp_path, reference):
     )
     run.wait_for_end(600)
 
-    assert "start 1 " in run.events("pretrain")
+    events = run.events("pretrain")  # every rank saved
+    assert re.search(r"requeued: .* 2×75 , preempted\n.* start 1 ", events), events
     assert equal_weights(run, reference(2), "pretrain")
 
 

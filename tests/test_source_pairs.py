@@ -256,3 +256,10 @@ def test_what_makes_shards_imports_no_library_of_formats() -> None:
     heavy = {"torch", "webdataset", "datasets", "pyarrow", "huggingface_hub"}
 
     assert not heavy & imported_by("import pipeline.data.shard_making")
+
+
+def test_a_place_that_no_pairs_are_read_from_is_refused_by_its_key() -> None:
+    source = SourceConfig(clean="s3://bucket/clean", corrupted="corrupted")
+
+    with pytest.raises(ConfigError, match=r"^sources.pairs.clean: s3://bucket/clean: only https"):
+        source_stage("pairs", source, seed=0, largest_crop=8)

@@ -21,6 +21,7 @@ from pipeline.graph import StageError, StoppedWithCheckpoint
 
 PHOTOGRAPHS = encoded_photographs(6)
 HALVES = [dict(list(PHOTOGRAPHS.items())[part::2]) for part in range(2)]
+EMPTY = tar_bytes({})
 FILES = {f"/set/{part}.tar": tar_bytes(half) for part, half in enumerate(HALVES)}
 EXPECTED = {
     f"{part}.tar/{name}": content
@@ -35,8 +36,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def downloaded(address: str, folder: Path) -> list[Path]:
-    urls = [f"{address}/set/{part}.tar" for part in range(2)]
-    return download(urls, folder, progress=lambda done, much: None)
+    return download([address + path for path in FILES], folder, progress=lambda done, much: None)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -95,7 +95,7 @@ def test_equal_names_are_refused_before_anything_is_downloaded(
 
 
 def test_some_are_downloaded_at_a_time_and_no_more(tmp_path: Path) -> None:
-    files = {f"/set/{number}.tar": b"content" for number in range(3 * AT_ONCE)}
+    files = {f"/set/{number}.tar": EMPTY for number in range(3 * AT_ONCE)}
     meeting = threading.Barrier(AT_ONCE)  # nobody is answered before all of these are here
     counts: list[int] = []
 
@@ -105,14 +105,14 @@ def test_some_are_downloaded_at_a_time_and_no_more(tmp_path: Path) -> None:
             [*urls, urls[0]], tmp_path, progress=lambda done, much: counts.append(done)
         )
 
-    assert all(path.read_bytes() == b"content" for path in paths)
+    assert all(path.read_bytes() == EMPTY for path in paths)
     assert sorted(asked) == sorted(files)
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (1, len(urls) + 1)
 
 
 def test_once_one_has_failed_those_under_way_are_brought_to_their_end(tmp_path: Path) -> None:
-    files = {f"/set/{number}.tar": b"content" for number in range(1, 4 * AT_ONCE)}
+    files = {f"/set/{number}.tar": EMPTY for number in range(1, 4 * AT_ONCE)}
 
     def slowly(path: str) -> None:
         if path in files:
@@ -228,7 +228,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
 
 def test_what_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     with (
-        web_server({"/set/0.tar": b""}) as (address, asked),
+        web_server({"/set/0.tar": EMPTY}) as (address, asked),
         pytest.raises(SourceError, match=r"1.tar: the server answers 404 \(Not Found\); check"),
     ):
         downloaded(address, tmp_path)

@@ -57,7 +57,11 @@ def test_without_an_answer_jobs_that_said_nothing_yet_are_submitted(run, fake):
         ),
         (("start 0 on n1",), 7300, "▸  {} +started +{}  .*, last sign of life 2 h 01 min ago"),
         (("start 0 on n1", "SIGTERM"), 12, "▸  {} +running +{}  SIGTERM, last sign"),
-        (("start 0 on n1", "requeued: srun 1"), 12, "▸  {} +started +{}  requeued: srun 1"),
+        (
+            ("start 0 on n1", "to be requeued: srun 1"),
+            12,
+            "▸  {} +started +{}  to be requeued: srun 1",
+        ),
         (("start 0 on n1", "ended by SLURM"), 12, "·  {} +stopped +{}  ended by SLURM"),
         (("start 0 on n1", "done"), 12, "·  {} +ended +{}  done"),
     ],

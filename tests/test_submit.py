@@ -9,7 +9,7 @@ from fake_slurm import CPU, calls, put, submit_run, waits_for
 
 from launch import submit as submitting
 from launch.submit import submit
-from launch.submitted import read_records
+from launch.submitted import Submission, read_records, record
 from launch.terminal import CommandFailed
 from pipeline.config_file import load_config
 from stages.recipe import build_graph
@@ -62,6 +62,17 @@ def test_jobs_whose_records_are_lost_are_known_by_what_they_carry(run, fake):
     submit_run(run)
 
     assert calls(fake) == before
+
+
+def test_a_record_after_one_that_a_full_disk_cut_short_is_read(tmp_path):
+    submissions = [Submission(job=job, stage="a", name="b", content="c") for job in "123"]
+    for each in submissions:
+        record(tmp_path, each)
+        path = tmp_path / "jobs.jsonl"
+        if each.job == "2":
+            path.write_bytes(path.read_bytes()[:-40])
+
+    assert read_records(tmp_path) == [submissions[0], submissions[2]]
 
 
 # A squeue that counts its answers, and of whose jobs one ends after the second.

@@ -1,10 +1,12 @@
 """How the parts of array stages are handed in, on clusters that limit them."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
-from demo_run import ROOT
+from demo_run import ROOT, Run
 from fake_slurm import CPU, calls, put, submit_run, waits_for
 
 from launch.arrays import arrays, ranges
@@ -13,6 +15,8 @@ from launch.submitted import read_records
 from launch.terminal import CommandFailed
 from pipeline.config_file import load_config
 from stages.recipe import build_graph
+
+STAGE = "corrupt-sr2@photos"
 
 
 def test_arrays_are_cut_to_what_the_cluster_takes(run, fake, tmp_path):
@@ -67,6 +71,45 @@ def test_parts_that_are_made_again_wait_where_the_cluster_file_limits_them(run, 
     again = [call for call in calls(fake) if "corrupt-sr2@photos.sbatch" in call][-1]
     assert "--array=2%2" in again
     assert waits_for(again, "afterany") == {job}
+
+
+def ended_well(run: Run, fake: Path, job: str, *tasks: int) -> None:
+    """As SLURM and its batch script leave a task that is done."""
+    queue = (fake / "queue").read_text().splitlines(keepends=True)
+    gone = tuple(f"{job}|{task}|" for task in tasks)
+    (fake / "queue").write_text("".join(line for line in queue if not line.startswith(gone)))
+    for task in tasks:
+        (run.folder / "slurm" / "jobs" / f"{job}_{task}.ended").write_text("0\n")
+
+
+def test_parts_that_are_made_are_not_handed_in_again_while_others_run(run, fake):
+    submit_run(run)
+    job = {each.stage: each.job for each in read_records(run.folder / "slurm")}[STAGE]
+    ended_well(run, fake, job, 0, 2)
+    before = calls(fake)
+
+    submit_run(run)
+
+    assert calls(fake) == before
+    assert not (fake / "cancelled").exists()
+
+
+def test_parts_that_were_made_before_their_stage_was_handed_in_anew_are_made_again(run, fake):
+    submit_run(run)
+    folder = run.folder / "slurm"
+    job = {each.stage: each.job for each in read_records(folder)}[STAGE]
+    ended_well(run, fake, job, 0, 1, 2, 3)
+    (line,) = re.findall(rf'.*"job": "{job}".*\n', (folder / "jobs.jsonl").read_text())
+    record = json.loads(line) | {"job": "99", "tasks": [3], "since": "later"}
+    with (folder / "jobs.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    with (fake / "queue").open("a") as file:
+        file.write(f"99|3|RUNNING|None|{record['name']}|\n")
+
+    submit_run(run)
+
+    again = [call for call in calls(fake) if f"{STAGE}.sbatch" in call][1]
+    assert "--array=0-2 " in again
 
 
 def test_what_may_run_at_once_is_shared_out_to_the_last_part():

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from http.client import HTTPException, HTTPMessage
+from itertools import chain
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from pipeline.data.listing import replacing
+from pipeline.data.patterns import ascii_url
 from pipeline.data.source import SourceError
+from pipeline.data.tars import BLOCK, why_no_tar
 from pipeline.locks import writing
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ ATTEMPTS = 5
 BACKOFF_SECONDS = 2.0
 SILENCE_SECONDS = 60.0  # after which a connection counts as broken
 CHUNK = 2**20
+END_MARK = bytes(2 * BLOCK)  # of a tar
 # Worth another attempt: the server is busy or broken, not unwilling.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BROKEN = (OSError, HTTPException)  # URLError and timeouts are OSErrors
@@ -48,16 +52,16 @@ class DownloadCancelled(Exception):  # noqa: N818 - told to stop, not failed
 def download(
     urls: Sequence[str], folder: Path, *, progress: Callable[[int, str], None]
 ) -> list[Path]:
-    """The files of `urls` below `folder`; those that are there from an earlier run stay.
+    """The tars of `urls` below `folder`; those that are there from an earlier run stay.
 
-    A file is there under its name only if it has every byte that the server announced, and the
-    checksum if it announced one; one that another run is fetching is waited for. Where one fails,
-    those under way are brought to their end. `progress` is told how many are there and, every
-    REPORT_SECONDS, how much has come.
+    A file is there under its name only if it begins as a tar does, and has every byte that the
+    server announced (or else the end of a tar) and the checksum if it announced one; one that
+    another run is fetching is waited for. Where one fails, those under way are brought to their
+    end. `progress` is told how many are there and, every REPORT_SECONDS, how much has come.
     """
     _check_names(urls)
     paths = [_path_of(url, folder) for url in urls]
-    missing = {path: url for url, path in zip(urls, paths, strict=True) if not path.exists()}
+    missing = {path: url for url, path in zip(urls, paths, strict=True) if not _is_tar(path)}
     received = [0] * len(missing)
     cancelled = threading.Event()
 
@@ -73,7 +77,7 @@ def download(
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = f".{path.name}.lock"
         with writing(path.parent, name=lock, patience=math.inf, pause=pause):
-            if not path.exists():
+            if not _is_tar(path):
                 _fetch(url, path, pause=pause, count=count)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -129,12 +133,19 @@ def _path_of(url: str, folder: Path) -> Path:
     return folder / digest[:12] / unquote(name).replace("/", "_")
 
 
+def _is_tar(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return why_no_tar(file.read(BLOCK)) is None
+
+
 def _fetch(
     url: str, path: Path, *, pause: Callable[[float], None], count: Callable[[int], None]
 ) -> None:
     def attempt() -> None:
         with replacing(path) as file:
-            for chunk in http_chunks(url):
+            for chunk in _tar_chunks(url):
                 count(len(chunk))
                 file.write(chunk)
 
@@ -150,6 +161,21 @@ def _fetch(
         raise SourceError(
             f"{shown}: {error}; check the address and your right to read it"
         ) from error
+
+
+def _tar_chunks(url: str) -> Iterator[bytes]:
+    """The content, Refused before any of it is kept where it doesn't begin as a tar does."""
+    start = end = b""
+    chunks = http_chunks(url, is_whole=lambda: end == END_MARK)
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= BLOCK:
+            break
+    if why := why_no_tar(start[:BLOCK]):
+        raise Refused(f"what the server sends is no tar: {why}")
+    for chunk in chain([start], chunks):
+        end = (end + chunk[-len(END_MARK) :])[-len(END_MARK) :]
+        yield chunk
 
 
 def persistently(
@@ -175,14 +201,15 @@ def persistently(
             pause(seconds)
 
 
-def http_chunks(url: str) -> Iterator[bytes]:
+def http_chunks(url: str, *, is_whole: Callable[[], bool] = lambda: True) -> Iterator[bytes]:
     """The content; raises BrokenOff at its end where it isn't what the server announced.
 
-    Chunks have at most CHUNK bytes, and come as soon as some have arrived.
+    Chunks have at most CHUNK bytes, and come as soon as some have arrived. `is_whole` is asked
+    where the server says nothing by which to tell the end from a broken connection.
     """
-    # Compressed on the way, its length and checksum would be those of something else.
-    request = Request(url, headers={"Accept-Encoding": "identity"})
     try:
+        # Compressed on the way, its length and checksum would be those of something else.
+        request = Request(ascii_url(url), headers={"Accept-Encoding": "identity"})
         response = urlopen(request, timeout=SILENCE_SECONDS)
     except HTTPError as error:
         what = f"the server answers {error.code} ({error.reason})"
@@ -191,8 +218,10 @@ def http_chunks(url: str) -> Iterator[bytes]:
         raise Refused(what) from error
     except _BROKEN as error:
         raise BrokenOff(f"can't be reached ({error})") from error
+    except ValueError as error:  # it, or what it redirects to
+        raise Refused(f"is no address ({error})") from error
     with response:
-        announced = response.headers.get("Content-Length")
+        announced = _announced_length(response.headers)
         algorithm, checksum = _announced_checksum(response.headers)
         digest = hashlib.new(algorithm, usedforsecurity=False)
         received = 0
@@ -206,10 +235,19 @@ def http_chunks(url: str) -> Iterator[bytes]:
             received += len(chunk)
             digest.update(chunk)
             yield chunk
-    if announced is not None and received != int(announced):
-        raise BrokenOff(f"broke off after {received:,} of {int(announced):,} bytes")
+    if announced is not None and received != announced:
+        raise BrokenOff(f"broke off after {received:,} of {announced:,} bytes")
+    if announced is None and checksum is None and not response.chunked and not is_whole():
+        raise BrokenOff(f"broke off after {received:,} bytes (of how many, the server doesn't say)")
     if checksum is not None and digest.digest() != checksum:
         raise BrokenOff(f"damaged on the way (its {algorithm} is not the announced one)")
+
+
+def _announced_length(headers: HTTPMessage) -> int | None:
+    length = headers.get("Content-Length")
+    if length is not None and not (length.isascii() and length.strip().isdecimal()):
+        raise Refused(f"the server announces a length that is none (Content-Length: {length!r})")
+    return None if length is None else int(length)
 
 
 def _announced_checksum(headers: HTTPMessage) -> tuple[str, bytes | None]:

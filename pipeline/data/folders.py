@@ -61,7 +61,7 @@ def list_folder(listing: Listing, root: Path) -> None:
 
         def add(name: bytes, entry: os.DirEntry[bytes]) -> None:
             if not is_photograph(entry.name):
-                listing.other_files += 1
+                listing.leave_out(name)
             elif entry.is_symlink():
                 links.append(name)
             elif (status := _status(listing, name, entry.path)) is not None:

@@ -40,6 +40,7 @@ class Listing:
         self.lost: list[str] = []  # the places among them that hide who knows how many photographs
         self.containers: list[Container] = []
         self.other_files = 0
+        self.tars = 0  # of the other files
         self.commit: str | None = None  # of a dataset of the Hub
         self.repeated_links = 0  # to files that are listed themselves
         self.folder_times: dict[str, int | str] = {}  # see `folder_tree.FolderTimes`
@@ -95,6 +96,11 @@ class Listing:
     def tell(self, note: str) -> None:
         """A sign of life: whoever watches takes a stage that gives none for one that hangs."""
         self._progress(len(self), note)
+
+    def leave_out(self, name: bytes) -> None:
+        """A file whose name is no photograph's."""
+        self.other_files += 1
+        self.tars += name.endswith(b".tar")
 
     def refuse(self, name: bytes, reason: str) -> None:
         self.unreadable.append({"path": readable(name), "reason": reason})
@@ -166,13 +172,7 @@ def write_index(
             find(listing)
         listing.unreadable.sort(key=lambda each: each["path"])
         if not len(listing):
-            first = "".join(
-                f"; {each['path']}: {each['reason']}" for each in listing.unreadable[:1]
-            )
-            raise SourceError(
-                f"{where}: no photograph in it, at any depth ({listing.other_files} other files); "
-                f"names end in one of {' '.join(sorted(PHOTOGRAPH_SUFFIXES))}{first}"
-            )
+            raise SourceError(_nothing_found(where, listing))
         if listing.lost and not skip_damaged:
             more = f" (and {len(listing.lost) - 1} more)" if len(listing.lost) > 1 else ""
             raise SourceError(
@@ -198,6 +198,21 @@ def write_index(
     )
     save_rows(rows, folder)
     return listing
+
+
+def _nothing_found(where: str, listing: Listing) -> str:
+    others = f"{listing.other_files} other files"
+    advice = f"names end in one of {' '.join(sorted(PHOTOGRAPH_SUFFIXES))}"
+    if listing.tars:
+        others += f", {listing.tars} of them tars"
+        advice = (
+            "tars in a tar are not read: unpack the outer one and name the others: folder/*.tar"
+            if listing.containers
+            else f"tars in a folder are read by name: set the path of the source to {where}/*.tar, "
+            f"or to {where}/**/*.tar if they lie deeper; unpack those of real pairs"
+        )
+    first = "".join(f"; {each['path']}: {each['reason']}" for each in listing.unreadable[:1])
+    return f"{where}: no photograph in it, at any depth ({others}); {advice}{first}"
 
 
 def _check_keys(rows: np.ndarray, starts: np.ndarray, paths: mmap.mmap) -> None:

@@ -3,8 +3,10 @@ from hf:owner/name:subset@split#revision to its parts."""
 
 import glob
 import os
+import string
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from braceexpand import braceexpand
 
@@ -59,6 +61,21 @@ def expand_braces(pattern: str) -> list[str]:
         raise PatternError(
             f"{pattern}: a brace is not closed; write it as name-{{000..146}}.tar"
         ) from None
+
+
+def ascii_url(url: str) -> str:
+    """The URL as it is sent: the host in IDNA, what else isn't ASCII as UTF-8, quoted.
+
+    Raises ValueError where it is none.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname, parts.port
+    if not host:
+        raise ValueError("it names no host")
+    if not host.isascii():
+        place = host.encode("idna").decode() + (f":{port}" if port else "")
+        parts = parts._replace(netloc=place)
+    return quote(parts.geturl(), safe=string.punctuation)  # % among it: what is quoted stays
 
 
 def matching_files(pattern: str) -> list[Path]:

@@ -13,6 +13,7 @@ BLOCK = tarfile.BLOCKSIZE
 PADDING = 2**24  # at most, after the end mark; tar itself pads to 10,240 bytes
 # What tarfile raises on damaged headers, beside the TarError that it documents.
 _DAMAGED = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError)
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 def list_tars(listing: Listing, paths: Sequence[Path], *, beside: Path | None = None) -> None:
@@ -66,21 +67,33 @@ def _list_tar(listing: Listing, path: Path, descriptor: int) -> None:
 
 def _reason(error: Exception, path: Path) -> str:
     with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"\x1f\x8b":
-        return "it is compressed, unpack it first"
-    return str(error) or type(error).__name__
+        start = file.read(BLOCK)
+    return why_no_tar(start) or str(error) or type(error).__name__
+
+
+def why_no_tar(start: bytes) -> str | None:
+    """What tells that a file whose first block is `start` is no tar; None if nothing does."""
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except _DAMAGED:
+        if start == bytes(BLOCK):  # the end mark of an empty one
+            return None
+        if start.startswith(_COMPRESSED):
+            return "it is compressed, unpack it first"
+        return f"it begins with {start[:20]!r}" if start else "it is empty"
+    return None
 
 
 def _add(listing: Listing, tar: bytes, member: tarfile.TarInfo, tar_bytes: int) -> None:
     if member.isdir():
         return
-    path = member.name.encode("utf-8", "surrogateescape").removeprefix(b"./").lstrip(b"/")
-    if any(part.startswith(b".") for part in path.split(b"/")):
-        return  # hidden, as in a folder
+    # As if it were unpacked, by a program that lets nothing out of the folder.
+    path = os.path.normpath(b"/" + member.name.encode("utf-8", "surrogateescape")).lstrip(b"/")
     name = tar + b"/" + path
-    if not is_photograph(path):
-        listing.other_files += 1
+    if any(part.startswith(b".") for part in path.split(b"/")):
+        listing.other_files += 1  # hidden, as in a folder
+    elif not is_photograph(path):
+        listing.leave_out(path)
     elif not member.isfile() or member.issparse():
         listing.refuse(name, "not a plain file (a link or a sparse file in a tar)")
     elif member.offset_data + member.size > tar_bytes:
