@@ -22,6 +22,7 @@ from source_samples import (
 )
 
 from pipeline.artifacts import Artifact
+from pipeline.data.source import SourceError
 from pipeline.data.source_index import SourceIndex
 from pipeline.graph import StageError
 
@@ -190,6 +191,52 @@ def test_rows_without_bytes_are_listed(tmp_path: Path) -> None:
         "a.parquet/9/elsewhere.png",
     ]
     assert "no bytes in the dataset" in summary["unreadable"][0]["reason"]
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_files_that_rows_name_are_read_where_they_are(tmp_path: Path, form: str) -> None:
+    write_folder(tmp_path / "in", PHOTOGRAPHS)
+    named = {str(tmp_path / "in" / name): PHOTOGRAPHS[name] for name in sorted(PHOTOGRAPHS)}
+    path, part = f"hf:{tmp_path}/in", "train"
+    if form == "parquet":
+        rows = [{"bytes": None, "path": each} for each in named]
+        rows[4]["bytes"] = named[rows[4]["path"]]  # bytes between files
+        path, part = tmp_path / "a.parquet", "a.parquet"
+        parquet.write_table(pyarrow.table({"image": rows}), path)
+
+    index = index_in(listed(path, tmp_path / "out"))
+
+    expected = dict(zip(numbered(part, list(named)), named.values(), strict=True))
+    assert contents_of(index) == expected
+    changed = index.path(next(at for at in range(9) if index.path(at).suffix != ".arrow"))
+    changed.write_bytes(changed.read_bytes() + b"more")
+    with pytest.raises(SourceError, match=rf"{changed}: has \d+ bytes, .*: the source changed"):
+        contents_of(SourceIndex(index.folder, index.root))  # no file of it is open
+
+
+def test_parquet_files_without_rows_are_left_out(tmp_path: Path) -> None:
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    for name, rows in (("a", ROWS[:4]), ("b", []), ("c", ROWS[4:])):
+        table = pyarrow.table({"image": pyarrow.array(rows, kind)})
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+
+    index = index_in(listed(tmp_path / "*.parquet", tmp_path / "out"))
+
+    names = list(PHOTOGRAPHS)
+    assert contents_of(index).keys() == {
+        *numbered("a.parquet", names[:4]),
+        *numbered("c.parquet", names[4:]),
+    }
+    with pytest.raises(StageError, match=r"b.parquet: no rows; write the dataset again"):
+        listed(tmp_path / "b.parquet", tmp_path / "none")
+
+
+def test_the_cause_of_an_error_of_datasets_is_quoted(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in", ROWS[:4], ("a.parquet",))
+    parquet.write_table(pyarrow.table({"other": [1]}), tmp_path / "in" / "b.parquet")
+
+    with pytest.raises(StageError, match=r"occurred while generating the dataset.*: .*other"):
+        listed(tmp_path / "in" / "*.parquet", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
