@@ -21,8 +21,9 @@ if __name__ == "__main__":  # run as a script, Python puts benchmarks/ first, no
 import numpy as np
 from PIL import Image
 
-from benchmarks.measuring import circumstances, processor, table
+from benchmarks.measuring import MEBIBYTE, circumstances, processor, table
 from benchmarks.pages import write_page
+from pipeline.data.decoding_memory import MOST_MEMORY
 from pipeline.data.source import LARGEST_PIXELS
 
 WIDTH = 8192
@@ -56,8 +57,7 @@ def saved(mode: str, kind: str, **options: object) -> Saved:
         if mode == "I;16":
             image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257)
         elif mode in ("L", "P"):
-            image = Image.fromarray(pixels[:, :, 0])
-            image = image.convert("P") if mode == "P" else image
+            image = Image.fromarray(pixels[:, :, 0]).convert(mode)
         else:
             image = Image.fromarray(np.ascontiguousarray(pixels[:, :, : len(mode)]), mode)
         file = io.BytesIO()
@@ -75,7 +75,7 @@ def as_ycck(pixels: np.ndarray) -> bytes:
 
 TURNED = Image.Exif()
 TURNED[274] = 6
-SPEED = {"PNG": {"compress_level": 1}, "WEBP": {"method": 0, "quality": 80}}
+FAST: dict[str, object] = {"compress_level": 1}
 KINDS: dict[str, Saved] = {
     "JPEG": saved("RGB", "JPEG"),
     "JPEG, grey": saved("L", "JPEG"),
@@ -85,17 +85,17 @@ KINDS: dict[str, Saved] = {
     "progressive JPEG, 4:2:0": saved("RGB", "JPEG", progressive=True),
     "progressive JPEG, 4:4:4": saved("RGB", "JPEG", progressive=True, subsampling=0),
     "progressive JPEG, CMYK": saved("CMYK", "JPEG", progressive=True),
-    "PNG": saved("RGB", "PNG", **SPEED["PNG"]),
-    "PNG, grey": saved("L", "PNG", **SPEED["PNG"]),
-    "PNG, palette": saved("P", "PNG", **SPEED["PNG"]),
-    "PNG, alpha": saved("RGBA", "PNG", **SPEED["PNG"]),
-    "PNG, 16-bit grey": saved("I;16", "PNG", **SPEED["PNG"]),
+    "PNG": saved("RGB", "PNG", **FAST),
+    "PNG, grey": saved("L", "PNG", **FAST),
+    "PNG, palette": saved("P", "PNG", **FAST),
+    "PNG, alpha": saved("RGBA", "PNG", **FAST),
+    "PNG, 16-bit grey": saved("I;16", "PNG", **FAST),
     "TIFF": saved("RGB", "TIFF"),
     "TIFF, deflated": saved("RGB", "TIFF", compression="tiff_deflate"),
     "TIFF, turned by EXIF": saved("RGB", "TIFF", tiffinfo={274: 6}),
     "BMP": saved("RGB", "BMP"),
-    "WEBP": saved("RGB", "WEBP", **SPEED["WEBP"]),
-    "WEBP, alpha": saved("RGBA", "WEBP", **SPEED["WEBP"]),
+    "WEBP": saved("RGB", "WEBP", method=0),
+    "WEBP, alpha": saved("RGBA", "WEBP", method=0),
     "JPEG 2000": saved("RGB", "JPEG2000"),
     "JPEG 2000, alpha": saved("RGBA", "JPEG2000"),
 }
@@ -120,9 +120,8 @@ def largest(save: Saved, folder: Path, *, copies: int = 1) -> tuple[int, int, fl
         if found["refused"] is None:
             return height, path.stat().st_size, found["MiB"], reason
         reason = reason or found["refused"]
-        words = found["refused"].replace(",", "").replace(";", "").split()
-        take, most = (float(words[words.index(each) + 1]) for each in ("take", "most"))
-        height = min(height - ROWS, int(height * most / take)) // ROWS * ROWS
+        taken = float(found["refused"].partition(" take ")[2].split()[0]) * copies * MEBIBYTE
+        height = min(height - ROWS, int(height * MOST_MEMORY / taken)) // ROWS * ROWS
 
 
 def main() -> int:
