@@ -30,7 +30,6 @@ WIDTH = 8192
 ROWS = 64  # heights are multiples of so many
 MOST = 400
 Saved = Callable[[np.ndarray], bytes]
-
 # VmHWM, as getrusage's peak is also that of the process that started this one.
 CHILD = """
 import json, sys
@@ -54,11 +53,10 @@ def saved(mode: str, kind: str, **options: object) -> Saved:
     """What writes pixels (H, W, 4) in a mode of Pillow's as a file."""
 
     def save(pixels: np.ndarray) -> bytes:
+        image = Image.fromarray(pixels[:, :, 0]).convert("P" if mode == "P" else "L")
         if mode == "I;16":
             image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257)
-        elif mode in ("L", "P"):
-            image = Image.fromarray(pixels[:, :, 0]).convert(mode)
-        else:
+        elif len(mode) > 1:
             image = Image.fromarray(np.ascontiguousarray(pixels[:, :, : len(mode)]), mode)
         file = io.BytesIO()
         image.save(file, kind, **options)
@@ -75,7 +73,6 @@ def as_ycck(pixels: np.ndarray) -> bytes:
 
 TURNED = Image.Exif()
 TURNED[274] = 6
-FAST: dict[str, object] = {"compress_level": 1}
 KINDS: dict[str, Saved] = {
     "JPEG": saved("RGB", "JPEG"),
     "JPEG, grey": saved("L", "JPEG"),
@@ -85,11 +82,11 @@ KINDS: dict[str, Saved] = {
     "progressive JPEG, 4:2:0": saved("RGB", "JPEG", progressive=True),
     "progressive JPEG, 4:4:4": saved("RGB", "JPEG", progressive=True, subsampling=0),
     "progressive JPEG, CMYK": saved("CMYK", "JPEG", progressive=True),
-    "PNG": saved("RGB", "PNG", **FAST),
-    "PNG, grey": saved("L", "PNG", **FAST),
-    "PNG, palette": saved("P", "PNG", **FAST),
-    "PNG, alpha": saved("RGBA", "PNG", **FAST),
-    "PNG, 16-bit grey": saved("I;16", "PNG", **FAST),
+    "PNG": saved("RGB", "PNG", compress_level=1),
+    "PNG, grey": saved("L", "PNG", compress_level=1),
+    "PNG, palette": saved("P", "PNG", compress_level=1),
+    "PNG, alpha": saved("RGBA", "PNG", compress_level=1),
+    "PNG, 16-bit grey": saved("I;16", "PNG", compress_level=1),
     "TIFF": saved("RGB", "TIFF"),
     "TIFF, deflated": saved("RGB", "TIFF", compression="tiff_deflate"),
     "TIFF, turned by EXIF": saved("RGB", "TIFF", tiffinfo={274: 6}),
@@ -112,15 +109,17 @@ def pixels_of(height: int) -> np.ndarray:
 
 def largest(save: Saved, folder: Path, *, copies: int = 1) -> tuple[int, int, float, str]:
     """Rows and bytes of the largest that is read, its peak in MiB, and why none is larger."""
-    path, height, reason = folder / "photograph", LARGEST_PIXELS // WIDTH, ""
+    path, height, reason, peak = folder / "photograph", LARGEST_PIXELS // WIDTH, "", 0.0
     while True:
         path.write_bytes(save(pixels_of(height)))
         child = [sys.executable, "-c", CHILD, *[str(path)] * copies]
         found = json.loads(subprocess.run(child, stdout=subprocess.PIPE, check=True).stdout)
+        peak = max(peak, found["MiB"])  # to refuse one must not take more
         if found["refused"] is None:
-            return height, path.stat().st_size, found["MiB"], reason
+            return height, path.stat().st_size, peak, reason
         reason = reason or found["refused"]
-        taken = float(found["refused"].partition(" take ")[2].split()[0]) * copies * MEBIBYTE
+        told = found["refused"].partition(" take ")[2].split()[0].replace(",", "")
+        taken = int(told) * copies * MEBIBYTE
         height = min(height - ROWS, int(height * MOST_MEMORY / taken)) // ROWS * ROWS
 
 
@@ -136,8 +135,9 @@ def main() -> int:
         ]:
             height, size, peak, reason = largest(save, Path(name), copies=copies)
             peaks.append(peak)
-            millions = f"{height * WIDTH / 1e6:.1f}"
-            rows.append([kind, millions, f"{size / 2**20:.1f}", f"{peak:.0f}", reason])
+            rows.append(
+                [kind, f"{height * WIDTH / 1e6:.1f}", f"{size / 2**20:.1f}", f"{peak:.0f}", reason]
+            )
             print(rows[-1], file=sys.stderr, flush=True)
     header = ["kind", "million pixels", "file, MiB", "peak, MiB", "2^26 pixels"]
     page = f"# Memory of decoding\n\n{circumstances(processor())}\n{table(header, rows)}"
