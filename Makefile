@@ -60,6 +60,7 @@ else
 endif
 	$(BIN)/python benchmarks/tilings.py $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 	$(BIN)/python -m benchmarks.corrupt --source "$(IMAGENET)"
+	$(BIN)/python -m benchmarks.decode_memory
 	$(BIN)/python -m benchmarks.loader --source "$(IMAGENET)"
 	$(BIN)/python -m benchmarks.training
 

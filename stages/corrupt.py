@@ -136,10 +136,8 @@ def run(job: Job, task: Task, *, most_skipped: float) -> dict[str, JSON] | None:
 def _settings(job: Job, task: Task) -> "ShardSettings":
     from pipeline.data.shard_making import ShardSettings
 
-    config = job.config
+    config, source, layers = job.config, job.inputs["source"], job.inputs.get("rain_layers")
     assert isinstance(config, CorruptStageConfig)
-    source = job.inputs["source"]
-    layers = job.inputs.get("rain_layers")
     return ShardSettings(
         folder=job.folder / "shards",
         index_folder=source.folder,
@@ -236,8 +234,7 @@ def _make(
     # Workers start from nothing, so that they share no lock and no torch with this process.
     context = multiprocessing.get_context("spawn")
     images_done, stop, started = context.Value("q", 0), context.Event(), context.Event()
-    total = sum(unit.end - unit.first for unit in missing)
-    crops = settings.crops_per_image
+    crops, total = settings.crops_per_image, sum(unit.end - unit.first for unit in missing)
     count = min(max(1, job.runtime.workers), len(missing))
     with ProcessPoolExecutor(
         count, mp_context=context, initializer=_start_worker, initargs=(images_done, stop, started)
@@ -253,9 +250,11 @@ def _make(
                     skipping.add(future.result())
                 note = f"{len(missing) - len(waiting)} of {len(missing)} shards"
                 job.progress(images_done.value * crops, total * crops, note)
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, MemoryError) as error:
             what = "a worker process was killed, most likely for want of memory; lower"
-            if not started.is_set():
+            if isinstance(error, MemoryError):
+                what = f"{error or 'out of memory'}; give the job more memory or lower"
+            elif not started.is_set():
                 what = "no worker process could begin; mend what they printed above, or lower"
             raise StageError(
                 f"{settings.folder}: {what} runtime.workers ({count}), and run this again"

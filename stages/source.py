@@ -107,6 +107,11 @@ def run(job: Job, *, skip_damaged: bool) -> dict[str, JSON]:
         )
     except (SourceError, PatternError) as error:
         raise StageError(str(error)) from error
+    except MemoryError as error:
+        raise StageError(
+            f"{error or f'{root}: not enough memory'}; give the job more memory, and run the same "
+            "command again"
+        ) from error
     except OSError as error:
         place = os.fsdecode(error.filename or job.folder)  # a full disk names no file
         raise StageError(

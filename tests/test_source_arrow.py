@@ -1,64 +1,23 @@
-import os
-import threading
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pyarrow
 import pytest
+from arrow_samples import PHOTOGRAPHS, ROWS, index_in, numbered, write_parquet
 from data_samples import (
     corrupted,
-    corrupting_stage,
-    execute,
     imported_by,
-    job_of,
     listed,
-    listing_stage,
     shard_bytes,
 )
 from pyarrow import parquet
 from source_samples import (
     contents_of,
-    encoded_photographs,
     tar_bytes,
     write_folder,
 )
 
-from pipeline.artifacts import Artifact
-from pipeline.data import arrow_files
-from pipeline.data.source_index import SourceIndex
-from pipeline.graph import StageError
-
-PHOTOGRAPHS = encoded_photographs(9)
-ROWS = [{"bytes": content, "path": f"/made/at/{name}"} for name, content in PHOTOGRAPHS.items()]
-FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def write_parquet(folder: Path, rows: list[dict], names: tuple[str, ...]) -> None:
-    """The rows in files of equal parts, as the Hub has them."""
-    folder.mkdir(parents=True)
-    each = -(-len(rows) // len(names))
-    for number, name in enumerate(names):
-        part = rows[number * each : (number + 1) * each]
-        table = {"image": part, "label": list(range(len(part)))}
-        dataset = datasets.Dataset.from_dict(table, features=FEATURES)
-        dataset.to_parquet(folder / name)
-        written = parquet.read_table(folder / name)
-        parquet.write_table(written, folder / name, row_group_size=2)
-
-
-def index_in(artifact: Artifact) -> SourceIndex:
-    return SourceIndex(artifact.folder, artifact.manifest.summary["root"])
-
-
-def numbered(part: str, names: list[str], first: int = 0) -> list[str]:
-    return [f"{part}/{first + row}/{name.split('/')[-1]}" for row, name in enumerate(names)]
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def test_photographs_in_parquet_files_are_byte_identical(tmp_path: Path) -> None:
@@ -180,107 +139,3 @@ def test_reading_needs_no_library_of_formats(tmp_path: Path) -> None:
     )
 
     assert not {"torch", "webdataset", "datasets", "pyarrow", "huggingface_hub"} & modules
-
-
-def test_rows_without_bytes_are_listed(tmp_path: Path) -> None:
-    rows = [*ROWS, {"bytes": None, "path": "elsewhere.png"}, None]
-    parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "a.parquet")
-
-    summary = listed(tmp_path / "a.parquet", tmp_path / "out").manifest.summary
-
-    assert summary["images"] == len(PHOTOGRAPHS)
-    assert [each["path"] for each in summary["unreadable"]] == [
-        "a.parquet/10",
-        "a.parquet/9/elsewhere.png",
-    ]
-    assert "no bytes in the dataset" in summary["unreadable"][0]["reason"]
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"label": [1]}, r"no column of images; one is needed. The columns are label: make"),
-        ({"a": ROWS[:1], "b": ROWS[:1]}, r"the columns a and b are images; one is needed"),
-    ],
-)
-def test_a_dataset_has_one_column_of_images(
-    tmp_path: Path, columns: dict[str, list], message: str
-) -> None:
-    path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table(columns), path)
-
-    with pytest.raises(StageError, match=message):
-        listed(path, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        (
-            "{}/broken.parquet",
-            r"broken.parquet: Parquet magic bytes .*; repair or replace the file",
-        ),
-        (
-            "{}/in/a::b.parquet",
-            r"a::b.parquet: `datasets` takes :: for .*; rename it",
-        ),
-        ("{}/none-*.parquet", r"none-\*.parquet: no such file"),
-        ("hf:{}/in@test", r"can't be loaded: Unknown split .test.. Should be one of \['train'\]"),
-        ("hf:nobody/nothing", r"hf:nobody/nothing@train: can't be loaded: .*OfflineMode"),
-    ],
-)
-def test_what_can_not_be_loaded_is_an_error(tmp_path: Path, path: str, message: str) -> None:
-    write_parquet(tmp_path / "in", ROWS, ("a.parquet",))
-    (tmp_path / "in" / "a::b.parquet").hardlink_to(tmp_path / "in" / "a.parquet")
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no parquet PAR1?")
-
-    with pytest.raises(StageError, match=message):
-        listed(path.format(tmp_path), tmp_path / "out")
-
-
-def test_a_cache_that_was_emptied_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "in" / "a.parquet"
-    write_parquet(path.parent, ROWS, (path.name,))
-    stage = listing_stage(path)
-    source = execute(stage, tmp_path / "out")
-    assert source is not None
-    index_in(source).path(0).unlink()
-
-    message = r"arrow: is gone: the cache of datasets .* HF_HOME must be .*--until source@"
-    with pytest.raises(StageError, match=message):
-        execute(corrupting_stage("denoise30", path), tmp_path / "noise", {"source": source})
-
-    os.utime(path, ns=(1, 1))
-    assert stage.stale is not None
-    assert stage.stale(stage.config, source.manifest) == f"{path} changed since it was listed"
-
-
-@pytest.mark.parametrize("kind", ["parquet", "dataset"])
-def test_signs_of_life_are_given_while_datasets_prepares_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """Else the batch script takes a large dataset for a hang."""
-    monkeypatch.setattr(arrow_files, "REPORT_SECONDS", 0.01)
-    write_parquet(tmp_path / "in", ROWS, ("train.parquet",))
-    told = threading.Event()
-    owner, name = {
-        "parquet": (datasets, "load_dataset"),
-        "dataset": (datasets.DatasetBuilder, "download_and_prepare"),
-    }[kind]
-    prepare = getattr(owner, name)
-
-    def slowly(*arguments: object, **options: object) -> object:
-        (tmp_path / "more").write_bytes(bytes(arrow_files.REPORT_BYTES))
-        assert told.wait(20)
-        return prepare(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, slowly)
-    stage = listing_stage(
-        f"hf:{tmp_path}/in" if kind == "dataset" else tmp_path / "in" / "train.parquet"
-    )
-    job = job_of(stage, tmp_path / "out")
-
-    stage.run(replace(job, progress=lambda done, total, note: "GB prepared" in note and told.set()))
-
-    threads = {thread.name for thread in threading.enumerate()}
-    assert "telling" not in threads

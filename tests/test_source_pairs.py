@@ -157,8 +157,20 @@ def test_a_pair_with_a_damaged_side_is_skipped_and_listed(tmp_path: Path) -> Non
     artifact = execute(stage, folder / "derain", {"source": listed_pairs(folder)})
 
     assert artifact is not None
-    assert [each["path"] for each in artifact.manifest.summary["skipped"]] == [training]
+    skipped = artifact.manifest.summary["skipped"]
+    assert [each["path"] for each in skipped] == [f"corrupted: {training}"]
     assert artifact.manifest.summary["train_samples"] == 3 * (PAIRS - 2 - 1)
+
+
+def test_a_listing_names_the_side_of_a_pair_that_is_damaged(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path)
+    index = SourceIndex(listed_pairs(folder).folder, folder / "clean")
+    first = index.name(int(np.flatnonzero(index.validation)[0]))
+    (folder / "corrupted" / first).write_bytes(b"no photograph")
+
+    unreadable = listed_pairs(folder).manifest.summary["unreadable"]
+
+    assert [each["path"] for each in unreadable] == [f"corrupted: {first}"]
 
 
 def test_a_changed_side_makes_the_listing_stale_and_another_identity(tmp_path: Path) -> None:

@@ -57,18 +57,22 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
         if "::" in str(path):
             raise SourceError(f"{path}: `datasets` takes :: for a file in an archive; rename it")
     try:
-        rows = [parquet.ParquetFile(path).metadata.num_rows for path in paths]
-        # `datasets` takes names for patterns.
-        files = [glob.escape(str(path)) for path in paths]
+        rows = {path: parquet.ParquetFile(path).metadata.num_rows for path in paths}
+        # `datasets` takes names for patterns, and stops at a file without rows.
+        files = [glob.escape(str(path)) for path in paths if rows[path]]
+        if not files:
+            raise SourceError(f"{paths[0]}: no rows; write the dataset again")
         with _telling(listing):
             table = datasets.load_dataset(
                 "parquet", data_files=files, split="train", keep_in_memory=False
             )
         cached = _Cached.of(table)
+    except SourceError:
+        raise
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         where = ", ".join(map(str, paths[:3]))
         raise SourceError(f"{where}: {_one_line(error)}; repair or replace the file") from error
-    _list_cached(listing, cached, list(zip(names, rows, strict=True)), str(paths[0]))
+    _list_cached(listing, cached, list(zip(names, rows.values(), strict=True)), str(paths[0]))
 
 
 def list_dataset(listing: Listing, named: NamedDataset) -> None:
@@ -144,15 +148,36 @@ def _list_cached(
     column = _image_column(cached.features, where)
     numbered = ((name, row) for name, rows in parts for row in range(rows))
     for file in cached.files:
+        container = len(listing.containers)
         listing.containers.append(container_at(file))
-        for offset, size, own_name in _images(file, column):
+        for offset, size, path in _images(file, column):
             part, row = next(numbered)
+            # The name alone: its folder is of the machine that made the dataset.
+            own_name = os.fsencode(re.split(r"[/\\]", path)[-1])
             name = b"/".join([part, b"%d" % row, *([own_name] if own_name else [])])
             if offset is None:
-                listing.refuse(name, "no bytes in the dataset (a path, or nothing)")
+                _add_file(listing, name, path)
             else:
-                listing.add(name, size, offset=offset)
+                listing.add(name, size, offset=offset, container=container)
     assert next(numbered, None) is None, f"{where}: rows that no Arrow file has"
+
+
+def _add_file(listing: Listing, name: bytes, path: str) -> None:
+    """What a row names and doesn't hold, as in datasets of image files: a container of its own."""
+    file = Path(path)
+    try:
+        # A relative one doesn't say where it begins.
+        if not (file.is_absolute() and file.is_file()):
+            listing.refuse(name, f"no bytes in the dataset and no file ({path or 'no name'})")
+            return
+        found = container_at(file)
+        if not found.bytes:
+            listing.refuse(name, "empty file")
+            return
+        listing.containers.append(found)
+        listing.add(name, found.bytes, offset=0)
+    except PermissionError:
+        listing.refuse(name, "permission denied")
 
 
 def _image_column(features: "datasets.Features", where: str) -> str:
@@ -177,8 +202,8 @@ def _is_image(feature: object) -> bool:
     return isinstance(feature, datasets.Image)
 
 
-def _images(file: Path, column: str) -> Iterator[tuple[int | None, int, bytes]]:
-    """(first byte in the file, bytes, name) of every row; the first byte is None without bytes."""
+def _images(file: Path, column: str) -> Iterator[tuple[int | None, int, str]]:
+    """(first byte in the file, bytes, path) of every row; the first byte is None without bytes."""
     import pyarrow
 
     with file.open("rb") as opened:
@@ -198,9 +223,7 @@ def _images(file: Path, column: str) -> Iterator[tuple[int | None, int, bytes]]:
                 missing = contents.is_null().to_numpy(zero_copy_only=False)
                 for row, name in enumerate(names):
                     size = int(starts[row + 1] - starts[row])
-                    # The name alone: its folder is of the machine that made the dataset.
-                    own_name = os.fsencode(re.split(r"[/\\]", name or "")[-1])
-                    yield (None if missing[row] else first + int(starts[row])), size, own_name
+                    yield (None if missing[row] else first + int(starts[row])), size, name or ""
 
 
 def _starts(contents: "pyarrow.Array") -> np.ndarray:
@@ -219,4 +242,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What it says, and its cause: some of `datasets` say no more than that there was one."""
+    texts = (str(each) or type(each).__name__ for each in (error, error.__cause__) if each)
+    return " ".join(": ".join(dict.fromkeys(texts)).split())

@@ -58,9 +58,10 @@ class Listing:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, name: bytes, size: int, *, offset: int) -> None:
-        """A photograph of `size` bytes in the last of the containers."""
-        container = len(self.containers) - 1
+    def add(self, name: bytes, size: int, *, offset: int, container: int | None = None) -> None:
+        """A photograph of `size` bytes in a container, the last one if none is named."""
+        if container is None:
+            container = len(self.containers) - 1
         content = content_digest(
             size, lambda start, count: self._reader.read(container, offset + start, count)
         )

@@ -3,7 +3,8 @@
 import os
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from pipeline.data.folders import list_folder
 from pipeline.data.listing import Listing, replacing, write_index
-from pipeline.data.source import SourceError
+from pipeline.data.source import SourceError, UnreadablePhotograph
 from pipeline.data.source_index import (
     CORRUPTED_FOLDER,
     PARTNERS_FILE,
@@ -67,11 +68,26 @@ def write_pairs(
     listing.repeated_links += others.repeated_links
     listing.lost += others.lost
     for each in others.unreadable:
-        listing.unreadable.append(each | {"path": f"{CORRUPTED_FOLDER}: {each['path']}"})
+        listing.unreadable.append(each | {"path": corrupted_name(each["path"])})
     partners = match_pairs(SourceIndex(folder, clean), SourceIndex(below, corrupted))
     with replacing(folder / PARTNERS_FILE) as file:
         np.save(file, partners)
     return listing
+
+
+def corrupted_name(name: str) -> str:
+    """What a photograph is called beside the clean ones."""
+    return f"{CORRUPTED_FOLDER}: {name}"
+
+
+@contextmanager
+def read_as_corrupted(name: str) -> Iterator[None]:
+    """A photograph that can't be read here is the corrupted one of that name."""
+    try:
+        yield
+    except UnreadablePhotograph as error:
+        error.name = corrupted_name(name)
+        raise
 
 
 def match_pairs(clean: SourceIndex, corrupted: SourceIndex) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import png
 from PIL import Image, ImageFile
 
-from pipeline.data.source import UnreadablePhotograph, check_file, opened_by_pillow
+from pipeline.data.source import NO_MEMORY, UnreadablePhotograph, check_file, opened_by_pillow
 
 ROWS_AT_A_TIME = 256
 # Twice as many as a training photograph may have: cameras make 102 million.
@@ -77,6 +77,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except UnreadablePhotograph as error:
         raise PhotographFileError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise PhotographFileError(f"{path}: {NO_MEMORY}") from error
     except OSError as error:
         raise PhotographFileError(f"{path}: {(error.strerror or str(error)).lower()}") from error
 

@@ -140,6 +140,8 @@ def read_streaks(path: Path) -> NDArray[np.uint8]:
         streaks = np.asarray(Image.fromarray(read_photograph(path)).convert("L"))
     except UnreadablePhotograph as error:
         raise RainBankError(f"{path}: {error}; replace or remove it") from error
+    except MemoryError as error:
+        raise RainBankError(f"{path}: not enough memory; give the job more") from error
     height, width = streaks.shape
     if min(height, width) < SMALLEST_SIDE:
         raise RainBankError(

@@ -17,7 +17,7 @@ from pipeline.corruptions.bicubic import modcrop
 from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.keyed import generator
 from pipeline.data.order import keyed_number, permute
-from pipeline.data.pairs import check_sizes
+from pipeline.data.pairs import check_sizes, read_as_corrupted
 from pipeline.data.rain_bank import open_layers
 from pipeline.data.shards import Format, ShardRecord, ShardWriter, shard_name, writing_shard
 from pipeline.data.source import UnreadablePhotograph
@@ -127,8 +127,8 @@ def make_shard(
             try:
                 read.append(_read_pair(index, number, settings))
             except UnreadablePhotograph as reason:
-                record = {"path": index.name(number), "kind": reason.kind, "reason": str(reason)}
-                skipped.append(record)
+                name = reason.name or index.name(number)
+                skipped.append({"path": name, "kind": reason.kind, "reason": str(reason)})
             if _is_enough(read, settings):
                 _add_crops(writer, read, settings, layers)
                 read = []
@@ -153,7 +153,10 @@ def _read_pair(index: SourceIndex, number: int, settings: ShardSettings) -> Phot
     corrupted = None
     if index.corrupted is not None:
         partner = int(index.partners[number])
-        corrupted = _read(index.corrupted, partner, smallest_side=settings.patch_size)
+        with read_as_corrupted(index.corrupted.name(partner)):
+            corrupted = _read(
+                index.corrupted, partner, smallest_side=settings.patch_size, held=clean.nbytes
+            )
         names = f"{index.place(number)} and {index.corrupted.place(partner)}"
         check_sizes(clean, corrupted, scale=settings.task.scale, names=names)
         corrupted = with_channels(corrupted, channels)
@@ -162,9 +165,9 @@ def _read_pair(index: SourceIndex, number: int, settings: ShardSettings) -> Phot
     )
 
 
-def _read(index: SourceIndex, number: int, *, smallest_side: int) -> np.ndarray:
+def _read(index: SourceIndex, number: int, *, smallest_side: int, held: int = 0) -> np.ndarray:
     """The photograph, if it is still the one that was listed and large enough for a crop."""
-    image = index.photograph(number)
+    image = index.photograph(number, held=held)
     height, width = image.shape[:2]
     if min(height, width) < smallest_side:
         raise UnreadablePhotograph(

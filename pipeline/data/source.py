@@ -13,11 +13,19 @@ from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
+
+from pipeline.data.decoding_memory import (
+    MOST_MEMORY,
+    check_there,
+    coefficient_bytes,
+    pillow_memory,
+)
 
 # ImageNet's largest photograph has 61 million pixels; this many are 201 MB of RGB.
 LARGEST_PIXELS = 2**26
 LARGEST_BYTES = 2**29
+_PIXELS_AT_ONCE = 2**18  # converted
 # Nothing that runs other programs (EPS does) or that isn't a photograph.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 # What Pillow raises on damaged files, beside the OSError that it documents.
@@ -32,10 +40,12 @@ _DAMAGED = (
     AssertionError,
     EOFError,
     RuntimeError,
-    MemoryError,
     struct.error,
     zlib.error,
 )
+# Said of damage and of lack of memory: half of what a WEBP takes is taken when it is opened.
+_NO_WEBP_DECODER = "could not create decoder object"
+NO_MEMORY = "not enough memory to decode it"
 
 
 class SourceError(ValueError):
@@ -45,6 +55,8 @@ class SourceError(ValueError):
 class UnreadablePhotograph(ValueError):  # noqa: N818 - the name says what is wrong
     """A file that gives no photograph. Its message is the reason: a fixed phrase, and details in
     parentheses, so that reasons can be counted."""
+
+    name: str | None = None  # of the photograph, where it isn't the one that was asked for
 
     @property
     def kind(self) -> str:
@@ -59,14 +71,18 @@ def read_photograph(path: Path) -> np.ndarray:
     """The photograph as uint8 (height, width, 3) RGB, or UnreadablePhotograph with the reason.
 
     Pixels are as stored: EXIF orientation is not applied, as ImageNet's readers don't. Alpha is
-    dropped, not composited, for the same reason. Of an animation the first frame is read.
+    dropped, not composited, for the same reason. Of an animation the first frame is read. Lack of
+    memory is MemoryError, never a property of the photograph.
     """
     try:
         check_file(path)
         data = path.read_bytes()
     except OSError as error:
         raise UnreadablePhotograph((error.strerror or str(error)).lower()) from error
-    return decode_photograph(data)
+    try:
+        return decode_photograph(data)
+    except MemoryError as error:
+        raise MemoryError(f"{path}: {NO_MEMORY}") from error
 
 
 def check_file(path: Path, *, most_bytes: int = LARGEST_BYTES) -> None:
@@ -84,40 +100,80 @@ def check_bytes(size: int, most: int = LARGEST_BYTES) -> None:
         raise UnreadablePhotograph(f"too many bytes ({size:,}; at most {most:,})")
 
 
-def decode_photograph(data: bytes) -> np.ndarray:
-    """The photograph in `data`, the bytes of a file, as `read_photograph` describes it."""
+def decode_photograph(data: bytes, *, most_memory: int = MOST_MEMORY) -> np.ndarray:
+    """The photograph in `data`, the bytes of a file, as `read_photograph` describes it.
+
+    One that would take more than `most_memory` bytes to decode is UnreadablePhotograph.
+    """
     if not data:
         raise UnreadablePhotograph("empty file")
     if data.startswith(b"\xff\xd8"):
-        image = _decode_jpeg(data)
+        image = _decode_jpeg(data, most_memory)
         if image is not None:
             return image
-    return _decode_with_pillow(data)
+    file, size = BytesIO(data), len(data)
+    del data  # `file` shares it, and lets go of it as soon as it is decoded
+    return _decode_with_pillow(file, size, most_memory)
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, most_memory: int = MOST_MEMORY) -> np.ndarray | None:
     """The common case, a third faster than Pillow and equal to it; None where it needs Pillow:
-    CMYK and YCCK, and files with oddities that libjpeg warns of."""
+    files with oddities that libjpeg warns of, and samplings of the colours that it doesn't know."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(width, height)
-        if colorspace in ("CMYK", "YCCK"):
-            return None
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        channels = 4 if colorspace in ("CMYK", "YCCK") else 3
+        most: float = 3 * channels  # bytes a pixel, with all coefficients of all colours
+        if len(data) + width * height * most > most_memory:
+            with opened_by_pillow(BytesIO(data)) as header:
+                most = channels + coefficient_bytes(header)
+        needed = len(data) + int(width * height * most)
+        _check_memory(needed, most_memory, f"{width}×{height} pixels of this JPEG")
+        if channels == 3:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        pixels = np.empty(height * width * 4, np.uint8)
+        simplejpeg.decode_jpeg(data, colorspace="CMYK", buffer=pixels)
+        return _from_cmyk(pixels, height, width)
     except UnreadablePhotograph:
         raise
-    except (ValueError, KeyError):  # KeyError: a sampling of the colours that it doesn't know
+    except (ValueError, KeyError) as error:  # KeyError: a sampling
+        if "Insufficient memory" in str(error):
+            raise MemoryError(str(error)) from error
         return None
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray:
-    with opened_by_pillow(BytesIO(data)) as image:
+def _from_cmyk(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As Pillow converts it; in place, as both together would take 7 bytes a pixel."""
+    count = height * width
+    for first in range(0, count, _PIXELS_AT_ONCE):
+        end = min(first + _PIXELS_AT_ONCE, count)
+        ink = 255 - pixels[4 * first : 4 * end].reshape(1, -1, 4)  # Adobe's are inverted
+        rgb = Image.fromarray(ink, "CMYK").convert("RGB")
+        pixels[3 * first : 3 * end] = np.asarray(rgb).reshape(-1)
+    pixels.resize(3 * count, refcheck=False)
+    return pixels.reshape(height, width, 3)
+
+
+def _decode_with_pillow(file: BytesIO, size: int, most_memory: int) -> np.ndarray:
+    with opened_by_pillow(file) as image:
+        what = f"{image.width}×{image.height} pixels of this {image.format}"
+        _check_memory(pillow_memory(image, size), most_memory, what)
         image.load()
+        file.close()
         return _to_rgb(image)
 
 
+def _check_memory(needed: int, most: int, what: str) -> None:
+    if needed > most:
+        reason = f"{what} take {needed / 2**20:,.0f} MiB; at most {most / 2**20:,.0f}"
+        raise UnreadablePhotograph(f"too much memory ({reason})")
+    check_there(needed)
+
+
 @contextmanager
-def opened_by_pillow(file: BinaryIO, *, most_pixels: int = LARGEST_PIXELS) -> Iterator[Image.Image]:
+def opened_by_pillow(
+    file: BinaryIO, *, most_pixels: int = LARGEST_PIXELS
+) -> Iterator[ImageFile.ImageFile]:
     """The image in `file`, its header read, its pixels not yet.
 
     Whatever is raised here, or inside the block by decoding it, becomes UnreadablePhotograph.
@@ -132,6 +188,7 @@ def opened_by_pillow(file: BinaryIO, *, most_pixels: int = LARGEST_PIXELS) -> It
                 _quiet_libtiff() if start in (b"II", b"MM") else nullcontext(),
                 Image.open(file, formats=_FORMATS) as image,
             ):
+                assert isinstance(image, ImageFile.ImageFile)  # as all are that come from a file
                 _check_pixels(*image.size, most_pixels)
                 yield image
         except UnreadablePhotograph:
@@ -141,6 +198,10 @@ def opened_by_pillow(file: BinaryIO, *, most_pixels: int = LARGEST_PIXELS) -> It
         except Image.UnidentifiedImageError:
             raise UnreadablePhotograph("not an image in a known format") from None
         except _DAMAGED as error:
+            if str(error).startswith("out of memory"):  # an OSError of Pillow's
+                raise MemoryError(str(error)) from error
+            if str(error) == _NO_WEBP_DECODER:
+                check_there(MOST_MEMORY // 2)
             raise UnreadablePhotograph(f"truncated or damaged ({_one_line(error)})") from error
 
 
@@ -170,16 +231,26 @@ def _one_line(error: BaseException) -> str:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    mode = image.mode
-    if mode.startswith("I"):  # I;16, I;16B and, from PGM and some TIFF, 16 bits inside 32
-        return _from_16_bits(np.asarray(image).astype(np.int64))
-    if mode == "F":
+    if image.mode == "F":
         raise UnreadablePhotograph("floating-point samples (no known white level)")
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    # In bands: conversions hold several copies, that of 16 bits 19 bytes a pixel.
+    rows = max(1, _PIXELS_AT_ONCE // width)
+    for top in range(0, height, rows):
+        end = min(top + rows, height)
+        pixels[top:end] = _band_to_rgb(image.crop((0, top, width, end)))
+    return pixels
+
+
+def _band_to_rgb(band: Image.Image) -> np.ndarray:
+    if band.mode.startswith("I"):  # I;16, I;16B and, from PGM and some TIFF, 16 bits inside 32
+        return _from_16_bits(np.asarray(band).astype(np.int64))
     # Premultiplied alpha is undone before it is dropped.
-    straight = {"RGBa": "RGBA", "La": "LA"}.get(mode)
+    straight = {"RGBa": "RGBA", "La": "LA"}.get(band.mode)
     if straight is not None:
-        image = image.convert(straight)
-    return np.array(image if mode == "RGB" else image.convert("RGB"))
+        band = band.convert(straight)
+    return np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
 
 
 def _from_16_bits(grey: np.ndarray) -> np.ndarray:

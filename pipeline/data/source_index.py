@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.containers import ContainerReader, read_places
+from pipeline.data.decoding_memory import MOST_MEMORY
 from pipeline.data.source import (
+    NO_MEMORY,
     SourceError,
     UnreadablePhotograph,
     check_bytes,
@@ -153,6 +155,9 @@ class SourceIndex:
             raise SourceError(f"{self.path(number)}: {found}: the source changed")
         return data
 
-    def photograph(self, number: int) -> np.ndarray:
-        """As `read_photograph` describes it."""
-        return decode_photograph(self.read(number))
+    def photograph(self, number: int, *, held: int = 0) -> np.ndarray:
+        """As `read_photograph` describes it, beside `held` bytes of other photographs."""
+        try:
+            return decode_photograph(self.read(number), most_memory=MOST_MEMORY - held)
+        except MemoryError as error:
+            raise MemoryError(f"{self.place(number)}: {NO_MEMORY}") from error

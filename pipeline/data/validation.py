@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.data.listing import save_rows
 from pipeline.data.order import keyed_number, mix
+from pipeline.data.pairs import read_as_corrupted
 from pipeline.data.source import SourceError, UnreadablePhotograph
 from pipeline.data.source_index import INDEX_FILE, SourceIndex
 
@@ -39,7 +40,7 @@ def choose_validation(
         try:
             image = _readable_photograph(index, number)
         except UnreadablePhotograph as error:
-            unreadable.append({"path": index.name(number), "reason": str(error)})
+            unreadable.append({"path": error.name or index.name(number), "reason": str(error)})
             return False
         return min(image.shape[:2]) >= largest_crop
 
@@ -80,9 +81,12 @@ def choose_validation(
 
 def _readable_photograph(index: SourceIndex, number: int) -> np.ndarray:
     """The photograph, its corrupted version decoded too where there is one."""
+    image = index.photograph(number)
     if index.corrupted is not None:
-        index.corrupted.photograph(int(index.partners[number]))
-    return index.photograph(number)
+        partner = int(index.partners[number])
+        with read_as_corrupted(index.corrupted.name(partner)):
+            index.corrupted.photograph(partner, held=image.nbytes)
+    return image
 
 
 def _matching(index: SourceIndex, patterns: Sequence[str]) -> np.ndarray:
