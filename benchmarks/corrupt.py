@@ -31,14 +31,17 @@ if __name__ == "__main__":  # numerical libraries read this when they are import
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
 
 from benchmarks.corrupt_samples import (
+    CROPS,
     MEBIBYTE,
     VALIDATION_IMAGES,
     Listed,
     Measured,
     PoolRate,
+    decode_all,
     grow_index,
     list_source,
     loop_scaling,
+    measure_decoding,
     pool_rate,
     shard_settings,
     worker_peak,
@@ -46,11 +49,8 @@ from benchmarks.corrupt_samples import (
 )
 from pipeline.cost import IMAGENET_PHOTOGRAPHS
 from pipeline.data.shard_making import ShardSettings, ShardUnit, make_shard, plan_shards
-from pipeline.data.source import UnreadablePhotograph, _decode_jpeg
-from pipeline.data.source_index import SourceIndex
 from pipeline.tasks import TASKS
 
-CROPS = 8  # as in imagenet.yaml
 FORMATS = ("npy", "png")
 # Patches per second and core, with 8 crops from a photograph.
 FLOORS = {1: 1500.0, 4: 400.0}  # by scale
@@ -139,8 +139,9 @@ def measure(options: Options, folder: Path) -> tuple[str, list[str]]:
     note = (
         f"Patches per CPU second of one process, {CROPS} crops from a photograph; the share of "
         "what decoding alone allows, which is timed in turn with them; patches with one crop from "
-        f"a photograph; bytes of a sample in its tar. Every timing is the best of "
-        f"{options.repeats}.\n\n"
+        "a photograph; bytes of a sample in its tar. Every timing is the best of "
+        f"{options.repeats}. The floor of {LEAST_OF_DECODING:.0%} of decoding is for tasks of "
+        "scale 1 in npy: png is bounded by its encoder.\n\n"
     )
     parts = [f"# Corrupting\n\n{where}", decoding + "\n", note + table(header, rows)]
     parts += [f"{each}\n" for each in (scaling, memory, *(f"Missed: {each}" for each in missed))]
@@ -151,33 +152,6 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return f"{name}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}"
-
-
-def measure_decoding(index: SourceIndex, repeats: int) -> str:
-    fallbacks, total = 0, 0
-    for number in range(len(index)):
-        data = index.read(number)
-        total += len(data)
-        fallbacks += not (data.startswith(b"\xff\xd8") and _decode_jpeg(data) is not None)
-    photographs, seconds = min(
-        (decode_all(index) for _ in range(repeats)), key=lambda each: each[1]
-    )
-    return (
-        f"Decoding alone: {photographs / seconds:.0f} photographs/s/core (simplejpeg; {fallbacks} "
-        f"of {len(index)} fell back to Pillow), {total / len(index) / 1000:.0f} kB each."
-    )
-
-
-def decode_all(index: SourceIndex) -> tuple[int, float]:
-    """(photographs, CPU seconds), reading included."""
-    photographs, began = 0, time.process_time()
-    for number in range(len(index)):
-        try:
-            index.photograph(number)
-        except UnreadablePhotograph:
-            continue
-        photographs += 1
-    return photographs, time.process_time() - began
 
 
 def measure_task(
@@ -277,8 +251,8 @@ def measure_scaling(
     if two / one < LEAST_SCALING and control >= FREE:
         missed.append(f"scaling from 1 to 2 processes: {two / one:.2f}, below {LEAST_SCALING}")
     sentence = (
-        f"{task} by the stage's pool, by the clock: {one:.0f} patches/s with one worker process, "
-        f"{two:.0f} with two: {two / one:.2f} times as many. By CPU seconds, which other programs "
+        f"{task} by the stage's pool, {CROPS} crops from a photograph, by the clock: {one:.0f} "
+        f"patches/s with one worker process, {two:.0f} with two: {two / one:.2f} times as many. By CPU seconds, which other programs "
         f"on the machine don't take away: {2 * shared / alone:.2f} times as many. A loop that "
         f"shares nothing: {control:.2f} times as fast (below {FREE}, the machine isn't free, and "
         "the scaling isn't judged)."
