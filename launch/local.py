@@ -217,8 +217,8 @@ def launcher_environment(
     config: RunConfig, *, on_gpus: bool, seconds_to_save: int = SECONDS_TO_SAVE
 ) -> dict[str, str]:
     """What the launcher must be told; the threads are in our own environment already."""
-    # Torch's launcher, asked to stop, kills its processes half a minute later if nothing is said.
-    variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(seconds_to_save)}
+    # Torch's launcher, asked to stop, kills its processes after 30 s; from 2.12 on, after these.
+    variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(30, seconds_to_save))}
     if on_gpus:
         return variables
     if config.runtime.engine.startswith("zero"):

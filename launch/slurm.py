@@ -20,7 +20,7 @@ FIELDS = "%F|%K|%T|%r|%j|%k"  # last what people choose, with "|" in it if they 
 # SLURM's tools take options from the environment too: what the job has in which this may run would
 # reach every job submitted, SBATCH_… go before the lines of a script, and others hide jobs.
 OPTIONS = re.compile("_?(SLURM|SRUN|SBATCH|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
-KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # which cluster, and as whom
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")  # where, and as whom
 REPLACED_BY = {
     "SBATCH_ACCOUNT": "account",
     "SBATCH_CLUSTERS": "the variable SLURM_CLUSTERS",

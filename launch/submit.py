@@ -21,6 +21,7 @@ from launch.submitted import (
     comment,
     dependencies,
     live_stages,
+    note_cancelled,
     parts_made,
     read_records,
     record,
@@ -34,7 +35,7 @@ from pipeline.graph import Graph, Resolved, Stage
 from pipeline.locks import writing
 from stages.recipe import build_graph
 
-PATIENCE = 120.0  # seconds, for another submission of the same run
+PATIENCE = 300.0  # seconds, for another submission of the same run
 
 
 def submit(path: Path, overrides: tuple[str, ...], cluster_path: Path, *, dry_run: bool) -> int:
@@ -76,7 +77,9 @@ def cancel(path: Path, overrides: tuple[str, ...]) -> int:
     with writing(folder, patience=PATIENCE):  # not in the middle of a submission
         live = live_stages(slurm.queued_jobs(), read_records(folder), run_folder)
         if live:
-            slurm.cancel([job for stage in live.values() for job in stage.waiting])
+            jobs = [job for stage in live.values() for job in stage.waiting]
+            note_cancelled(folder, jobs)
+            slurm.cancel(jobs)
     for name, stage in live.items():
         _print_cancelled(name, stage)
     if not live:
@@ -155,6 +158,7 @@ class _Submitting:
             again = self._made_again(parents)
             if mine is not None and again:
                 # It waits for what won't come, or runs on what is no longer there.
+                note_cancelled(place.folder, mine.waiting)
                 slurm.cancel(list(mine.waiting))
                 why = f": it reads what is made again, {', '.join(again)}"
                 _print_cancelled(stage.name, mine, why)

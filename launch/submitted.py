@@ -47,6 +47,12 @@ class LiveStage:
     since: set[str] = field(default_factory=set)
 
 
+def note_cancelled(folder: Path, jobs: Iterable[str]) -> None:
+    """For their batch scripts, which SLURM doesn't tell it apart from a preemption."""
+    for job in jobs:
+        (folder / "jobs" / f"{job}.cancelled").touch()
+
+
 def comment(submission: Submission, run_folder: Path) -> str:
     """What a job carries in SLURM, so that it is known even where its record was never written."""
     facts = (submission.content, submission.parts, submission.offset, submission.stage)

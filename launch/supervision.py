@@ -127,8 +127,10 @@ def leave(code: int) -> NoReturn:
     One that then lets go of a tensor aborts the process: a training that is done would count as
     failed (https://github.com/pytorch/pytorch/issues/38228).
     """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python would
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # nobody reads it any more
             stream.flush()
+    ctypes.CDLL(None).fflush(None)  # what libraries have printed, such as NCCL
     os._exit(code)

@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 import pytest
 from batch_runs import TERMINATED, Batch, script_of, scripts_of
 
+from launch.submitted import note_cancelled
+
 
 @pytest.fixture
 def batch(tmp_path, capsys) -> Batch:
@@ -32,6 +34,32 @@ def test_a_preemption_of_an_earlier_start_is_past(batch):
     assert batch.last_event() == "ended by SLURM"
 
 
+def test_a_job_that_was_cancelled_while_it_was_preempted_stays_so(batch):
+    note_cancelled(batch.jobs.parent, ["7"])
+
+    assert batch.start("75 75", state=TERMINATED, facts=_preempted(seconds=1)) == 1
+
+    assert (batch.ended(), batch.requeues()) == (None, 0)
+    assert batch.last_event() == "ended by SLURM"
+
+
+def test_what_hangs_while_a_preemption_cancels_it_is_ended_in_time(batch):
+    facts = _preempted(seconds=1)
+
+    assert batch.start("sign hang", state=TERMINATED, facts=facts, terminated=True) == 0
+
+    assert batch.requeues() == 1
+    assert "nothing has moved" not in batch.events()
+
+
+def test_a_controller_that_is_away_does_not_hide_a_preemption(batch):
+    (batch.fakes / "away").write_text("1\n" * 5)
+
+    assert batch.start("75 75", state=TERMINATED, facts=_preempted(seconds=1)) == 0
+
+    assert batch.requeues() == 1
+
+
 def _preempted(*, seconds: int) -> str:
     """What SLURM says of a job that was preempted so long after now."""
     at = datetime.now() + timedelta(seconds=seconds)  # local, as SLURM says it
@@ -55,22 +83,43 @@ def test_a_requeue_that_slurm_refuses_is_a_failure_that_says_so(batch):
     assert "SLURM refuses to requeue it: Requested operation is" in batch.last_event()
 
 
+def test_a_controller_that_does_not_answer_is_no_refusal(batch):
+    (batch.fakes / "refused").write_text("Unable to contact slurm controller (connect failure)\n")
+
+    assert batch.start("progress 75 75") == 1
+
+    assert batch.requeues() == 120
+    assert "scontrol could not requeue it" in batch.last_event()
+
+
 @pytest.mark.parametrize(
-    "line", ["module load cuda/12.8", "false", "set -euo pipefail; ls /nowhere/at/all"]
+    "line",
+    [
+        "module load cuda/12.8",
+        "function module { local s=1; return $s; }; module load cuda",
+        "set -e; cd /nowhere/at/all",
+        "set -u; export A=$NOTHING_OF_THE_SORT",
+        "cd /nowhere/at/all || exit 0",
+    ],
 )
 def test_a_line_of_setup_that_fails_is_a_usage_error(tmp_path, capsys, line):
-    batch = Batch(tmp_path, _script(tmp_path, capsys, line, "true"))
+    wrong = tmp_path / "went-on"
+    batch = Batch(tmp_path, _script(tmp_path, capsys, line, f"touch {wrong}"))
 
     assert batch.start("progress 0 0", broken=True) == 2
 
     assert (batch.ended(), batch.requeues()) == ("2", 0)
-    assert f"a line of setup: {line.split('; ')[-1]} (append || true" in batch.last_event()
+    assert f"a line of setup: {line} (append || true" in batch.last_event()
+    assert not wrong.exists()
 
 
 def test_what_setup_sets_decides_nothing_later(tmp_path, capsys):
     site = tmp_path / "site.sh"
-    site.write_text("false\nexport SITE=loaded\nset -euo pipefail\ntrap 'exit 9' EXIT ERR\n")
-    lines = (f"source {site}", "grep -q nothing /dev/null || true")
+    site.write_text(
+        "false\nexport A=1 IFS=: job=9 account=/dev/null\ncd /\n"
+        "set -euo pipefail -fC\nshopt -s failglob\ntrap 'exit 9' EXIT ERR\n"
+    )
+    lines = ('eval "false; true"', "grep -q nothing /dev/null || true", f"source {site}")
     batch = Batch(tmp_path, _script(tmp_path, capsys, *lines))
 
     assert batch.start("progress 75 75") == 0
