@@ -88,7 +88,11 @@ def check_owner(folder: Path) -> None:
     has meanwhile taken over."""
     for lock in list(_held):
         if folder.is_relative_to(lock.path.parent):
-            lock.check()
+            try:
+                lock.check()
+            except ArtifactError:
+                if lock in _held:  # or another thread has let it go meanwhile
+                    raise
 
 
 def holder(folder: Path) -> str | None:
@@ -103,7 +107,7 @@ def holder(folder: Path) -> str | None:
     except OSError as error:
         if error.errno not in heartbeats.UNSUPPORTED:
             raise
-        if heartbeats.is_held(folder / ".lock", now=time.time()):
+        if heartbeats.is_held(folder / ".lock"):
             return (folder / ".lock").read_text().strip()
     return None
 
@@ -149,23 +153,24 @@ def _acquire(path: Path, *, shared: bool, patience: float, pause: Callable[[floa
             # Two that come at once must not meet again and again.
             pause(random.uniform(0.2, 1.0) if isinstance(error, HeldByAnother) else 0.05)
             continue
-        if not _is_at(path, file):  # taken over since it was opened: this is nobody's any more
-            _let_go(file, heartbeat)
-            continue
-        record = _read(file)
-        if _restarts_since(record) < 0:
-            _let_go(file, heartbeat)
-            raise ArtifactError(
-                f"{path.parent}: a newer copy of this job was here ({record}); this one, which "
-                "SLURM has given up, writes nothing"
-            )
-        record_now = _write(file, shared=shared)
-        lock = _Lock(path=path, file=file, heartbeat=heartbeat, record=record_now)
-        if not shared and _restarts_since(record) > 0:
-            # On some network file systems a lock holds for one machine, and the older copy goes on.
-            time.sleep(GRACE_SECONDS)
-            lock.check()
-        return lock
+        with _let_go_on_failure(file, heartbeat):
+            if not _is_at(path, file):  # taken over since it was opened: nobody's any more
+                _let_go(file, heartbeat)
+                continue
+            record = _read(file)
+            if _restarts_since(record) < 0:
+                raise ArtifactError(
+                    f"{path.parent}: a newer copy of this job was here ({record}); this one, which "
+                    "SLURM has given up, writes nothing"
+                )
+            record_now = _write(file, shared=shared)
+            lock = _Lock(path=path, file=file, heartbeat=heartbeat, record=record_now)
+            if not shared and _restarts_since(record) > 0:
+                # On some network file systems a lock holds for one machine, and the older copy goes
+                # on.
+                time.sleep(GRACE_SECONDS)
+                lock.check()
+            return lock
 
 
 def _hold(path: Path, file: IO[str], *, shared: bool, takes_over: bool = False) -> Heartbeat | None:
@@ -180,6 +185,15 @@ def _hold(path: Path, file: IO[str], *, shared: bool, takes_over: bool = False) 
     return None
 
 
+@contextmanager
+def _let_go_on_failure(file: IO[str], heartbeat: Heartbeat | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _let_go(file, heartbeat)
+        raise
+
+
 def _let_go(file: IO[str], heartbeat: Heartbeat | None) -> None:
     if heartbeat is not None:
         heartbeat.end()
@@ -191,11 +205,12 @@ def _take_over(path: Path) -> _Lock:
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     file = temporary.open("a+")
     heartbeat = _hold(path, file, shared=False, takes_over=True)
-    record = _write(file, shared=False)
-    lock = _Lock(path=path, file=file, heartbeat=heartbeat, record=record)
-    temporary.rename(path)
-    time.sleep(GRACE_SECONDS)
-    lock.check()  # a still newer copy may have come
+    with _let_go_on_failure(file, heartbeat):
+        record = _write(file, shared=False)
+        lock = _Lock(path=path, file=file, heartbeat=heartbeat, record=record)
+        temporary.rename(path)
+        time.sleep(GRACE_SECONDS)
+        lock.check()  # a still newer copy may have come
     return lock
 
 

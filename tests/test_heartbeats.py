@@ -12,6 +12,7 @@ import pytest
 from pipeline import heartbeats, locks
 from pipeline.artifacts import files_to_seal
 from pipeline.data.file_locks import hold
+from pipeline.data.listing import replacing
 from pipeline.heartbeats import Heartbeat, HeldByAnother
 from pipeline.locks import ArtifactError, check_owner, holder, writing
 
@@ -146,3 +147,69 @@ def test_a_cache_of_shards_says_where_it_can_be_instead(tmp_path: Path) -> None:
         OSError, match=r"no flock here; set runtime.shard_cache to a local disk: .*/cache/a'"
     ):
         hold(tmp_path / "cache" / "a", wait=True)
+
+
+def test_a_lock_whose_owner_can_not_be_noted_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(locks, "_write", fill_the_disk)
+        with pytest.raises(OSError, match="No space"):
+            writing(tmp_path).__enter__()
+
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with writing(tmp_path):
+        pass
+
+
+def test_a_lock_that_is_let_go_while_it_is_looked_at_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread looks at the locks of all."""
+    is_lost = Heartbeat.is_lost
+    ended = threading.Event()
+
+    def slowly(heartbeat: Heartbeat) -> bool:
+        looks.set()
+        ended.wait(20)
+        return is_lost(heartbeat)
+
+    monkeypatch.setattr(Heartbeat, "is_lost", slowly)
+    looks, errors = threading.Event(), []
+
+    def look() -> None:
+        try:
+            check_owner(tmp_path)
+        except ArtifactError as error:
+            errors.append(error)
+
+    with writing(tmp_path):
+        thread = threading.Thread(target=look)
+        thread.start()
+        looks.wait(20)
+    ended.set()
+    thread.join()
+
+    assert not errors
+
+
+def test_who_has_lost_the_lock_writes_into_no_file_of_another(tmp_path: Path) -> None:
+    whole, half = tmp_path / "a", replacing(tmp_path / "a")
+    slept = half.__enter__()
+    slept.write(b"one")
+    other = os.fork()
+    if other == 0:
+        with replacing(whole) as file:
+            file.write(b"other")
+        os._exit(0)
+    os.waitpid(other, 0)
+    slept.write(b" more")
+    slept.flush()
+
+    assert whole.read_bytes() == b"other"
+    with pytest.raises(FileNotFoundError):
+        half.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -4,9 +4,11 @@ Memory stays small (about 170 bytes a photograph): names go straight to disk, an
 held for sorting.
 """
 
+import glob
 import hashlib
 import mmap
 import os
+import socket
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
@@ -241,8 +243,11 @@ def save_rows(rows: np.ndarray, folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file too large to hold that is there whole, on disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A file too large to hold that is there whole, on disk, or not at all. Whoever calls this has a
+    lock there; one that has lost it to another goes on in a file of its own, or fails."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*tmp"):
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
