@@ -243,8 +243,8 @@ def save_rows(rows: np.ndarray, folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file too large to hold that is there whole, on disk, or not at all. Whoever calls this has a
-    lock there; one that has lost it to another goes on in a file of its own, or fails."""
+    """A file too large to hold that is there whole, on disk, or not at all. The caller has a lock
+    there; one that has lost it to another goes on in a file of its own, or fails."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*tmp"):
         left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
