@@ -87,7 +87,7 @@ def kill_and_compare(folder: Path, count: int, seed: int) -> tuple[list[Kill], i
     kills: list[Kill] = []
     ends = 0
     kept: dict[Path, int] = {}
-    while (is_killing := sum(each.in_flight > 0 for each in kills) < count) or kept:
+    while (is_killing := sum(each.in_flight > 0 for each in kills) < count) or kept or not ends:
         before = unfinished(runs)
         seconds = moments.uniform(0.2, LONGEST_SECONDS) if is_killing else None
         processes = start(runs, photographs, moments.choice(PARTS))

@@ -30,15 +30,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("prepared") / "runs")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "moment"),
     [
-        ("ddp", "export"),
-        ("zero0", "save"),
-        ("zero1", "rotation"),
-        ("zero2", "rename"),
-        ("zero3", "random"),
+        pytest.param("ddp", "export", marks=pytest.mark.slow),
+        pytest.param("zero0", "save", marks=pytest.mark.chaos),
+        pytest.param("zero1", "rotation", marks=pytest.mark.slow),
+        pytest.param("zero2", "rename", marks=pytest.mark.chaos),
+        pytest.param("zero3", "random", marks=pytest.mark.slow),
     ],
 )
 def test_killed_in_all_processes_the_same_command_ends_with_the_same_bits(
@@ -72,8 +71,10 @@ def training(tmp_path: Path, engine: str, *options: str) -> Iterator[tuple[Run, 
         process.communicate()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero1"])
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("zero1", marks=pytest.mark.chaos)],
+)
 def test_when_one_rank_is_killed_the_others_end_within_seconds(tmp_path: Path, engine: str) -> None:
     with training(tmp_path, engine) as (_, process):
         tree = process_tree(process.pid)
@@ -88,7 +89,7 @@ def test_when_one_rank_is_killed_the_others_end_within_seconds(tmp_path: Path, e
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_when_one_rank_stands_still_the_watchdog_ends_the_run_with_stacks(tmp_path: Path) -> None:
     with training(tmp_path, "zero1", "runtime.stall_seconds=4") as (run, process):
         began = time.monotonic()

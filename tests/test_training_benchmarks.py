@@ -122,7 +122,7 @@ def test_a_row_that_there_was_no_time_for_is_not_slower_than_the_official_code()
     assert left_out.speed == "no time"
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_training_is_measured_beside_the_bare_step_and_in_two_processes(tmp_path: Path) -> None:
     out = tmp_path / "training.md"
 
