@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.containers import file_content
 from pipeline.data.folder_tree import FolderTimes, visit
-from pipeline.data.listing import Listing, content_digest, is_photograph
+from pipeline.data.listing import Listing, is_photograph
 
 # A file server takes its time for each file, which isn't ours: many are asked for at once.
 READERS = 16
@@ -134,6 +135,6 @@ def _content(path: bytes, size: int) -> int | None:
     except PermissionError:
         return 0
     try:
-        return content_digest(size, lambda start, count: os.pread(descriptor, count, start))
+        return file_content(descriptor, size)
     finally:
         os.close(descriptor)
