@@ -2,7 +2,10 @@
 
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -83,4 +86,46 @@ def test_who_waits_for_another_can_be_stopped(
             thread.join(20)
 
     assert asked == ["/set/0.tar"]
+    assert not path.exists()
+
+
+def test_what_another_run_fetches_is_told_while_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever watches takes the wait for a hang."""
+    monkeypatch.setattr(downloads, "REPORT_SECONDS", 0.05)
+    files = {"/set/0.tar": bytes(20_000_000)}
+    told: list[str] = []
+
+    with web_server(files, faults={"/set/0.tar": ["slow"]}) as (address, asked):
+
+        def fetch(progress: Callable[[int, str], object]) -> None:
+            download([f"{address}/set/0.tar"], tmp_path, progress=progress)
+
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(fetch, lambda done, much: None)
+            while not asked:
+                time.sleep(0.01)
+            fetch(lambda done, much: told.append(much))
+        other.result()
+
+    assert len(asked) == 1
+    assert len(set(told)) > 3
+    assert told[-1] == "0.000 GB"
+
+
+def test_who_waits_for_another_ends_once_one_of_its_own_has_failed(tmp_path: Path) -> None:
+    with web_server(FILES) as (address, _):
+        urls = [f"{address}/set/0.tar", f"{address}/set/none.tar"]
+        [path] = download(urls[:1], tmp_path, progress=lambda done, much: None)
+        path.unlink()
+        with ExitStack() as held:
+            held.enter_context(writing(path.parent, name=".0.tar.lock"))
+            # Where it does not end by itself, the test still does.
+            timer = threading.Timer(20, held.close)
+            timer.start()
+            with pytest.raises(SourceError, match=r"none.tar: the server answers 404"):
+                download(urls, tmp_path, progress=lambda done, much: None)
+            timer.cancel()
+
     assert not path.exists()
