@@ -35,6 +35,21 @@ def test_another_listing_of_the_same_address_downloads_nothing_again(tmp_path: P
         assert len(contents_of(SourceIndex(folder, ""))) == count
 
 
+def test_downloads_of_an_older_layout_are_kept_and_not_sealed(tmp_path: Path) -> None:
+    out = tmp_path / "photos" / "out"
+    with web_server(FILES) as (address, asked):
+        urls = [address + path for path in FILES]
+        download(urls, out / "downloads", progress=lambda done, much: None)
+        [left] = out.rglob("1.tar")
+        left.rename(left.with_name(".1.tar.tmp"))
+        artifact = listed(f"{address}/set/{{0..1}}.tar", out)
+
+    assert sorted(asked) == ["/set/0.tar", "/set/1.tar", "/set/1.tar"]
+    assert len(contents_of(SourceIndex(out, ""))) == 7
+    assert not (out / "downloads").exists()
+    assert not [each.path for each in artifact.manifest.files if "downloads" in each.path]
+
+
 def test_a_download_that_is_altered_or_gone_is_noticed_when_it_is_read(tmp_path: Path) -> None:
     with web_server(FILES) as (address, _):
         artifact = listed(f"{address}/set/0.tar", tmp_path / "out")
