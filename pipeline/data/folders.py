@@ -69,14 +69,11 @@ def list_folder(listing: Listing, root: Path) -> None:
                 sampler.add((name, entry.path, status))
                 files.append(_file_number(status))
 
-        visit(
-            root,
-            entered=times.add,
-            found=add,
-            closed=lambda name: listing.lose(
-                name, "permission denied", place=root / os.fsdecode(name)
-            ),
-        )
+        def lose(name: bytes) -> None:
+            times.add_closed(name)
+            listing.lose(name, "permission denied", place=root / os.fsdecode(name))
+
+        visit(root, entered=times.add, found=add, closed=lose)
         listing.folder_times |= times.record()
         if links:
             listed = np.sort(np.asarray(files, dtype=np.int64))
