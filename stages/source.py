@@ -154,6 +154,7 @@ def _root(path: str) -> str:
 
 def _list(job: Job, config: SourceStageConfig, root: str, *, skip_damaged: bool) -> "Listing":
     """Write the index into the job's folder; of real pairs, both indices and who is whose."""
+    from pipeline.data.downloads import DOWNLOADS_FOLDER
     from pipeline.data.listing import write_index
     from pipeline.data.pairs import write_pairs
     from pipeline.data.source_index import CORRUPTED_FOLDER, PARTNERS_FILE
@@ -161,6 +162,7 @@ def _list(job: Job, config: SourceStageConfig, root: str, *, skip_damaged: bool)
     # What an interrupted listing of another place may have left.
     shutil.rmtree(job.folder / CORRUPTED_FOLDER, ignore_errors=True)
     (job.folder / PARTNERS_FILE).unlink(missing_ok=True)
+    _move_downloads(job.folder / DOWNLOADS_FOLDER, job.folder.parent / DOWNLOADS_FOLDER)
 
     def progress(done: int, note: str) -> None:
         job.progress(done, done, note)
@@ -177,6 +179,16 @@ def _list(job: Job, config: SourceStageConfig, root: str, *, skip_damaged: bool)
         progress=progress,
         skip_damaged=skip_damaged,
     )
+
+
+def _move_downloads(old: Path, new: Path) -> None:
+    """Older versions had them in the folder of the listing, where they would be sealed."""
+    for path in old.glob("*/[!.]*.tar"):
+        target = new / path.relative_to(old)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _find(listing: "Listing", job: Job, path: str) -> None:

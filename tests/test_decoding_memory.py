@@ -24,7 +24,7 @@ from PIL import Image
 
 from pipeline.data import source
 from pipeline.data.decoding_memory import MOST_MEMORY, pillow_memory
-from pipeline.data.source import UnreadablePhotograph, decode_photograph
+from pipeline.data.source import UnreadablePhotograph, decode_photograph, read_photograph
 from pipeline.data.source_index import SourceIndex
 from pipeline.graph import StageError
 
@@ -255,3 +255,39 @@ def test_the_corrupted_version_of_a_pair_has_what_the_clean_one_leaves(tmp_path:
 
     with pytest.raises(UnreadablePhotograph, match="too much memory"):
         index.photograph(0, held=MOST_MEMORY - needed + 1)
+
+
+def test_a_file_larger_than_the_memory_left_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs = write_photographs(tmp_path / "in", 4)
+    index = SourceIndex(listed(photographs, tmp_path / "out").folder, photographs)
+    large = tmp_path / "large.tif"
+    with large.open("wb") as file:
+        file.truncate(MOST_MEMORY + 1)  # a hole
+    monkeypatch.setattr(SourceIndex, "read", None)
+    monkeypatch.setattr(Path, "read_bytes", None)
+
+    with pytest.raises(UnreadablePhotograph, match=r"too many bytes \(.*; at most 100\)"):
+        index.photograph(0, held=MOST_MEMORY - 100)
+    with pytest.raises(UnreadablePhotograph, match=r"too many bytes \(335,544,321; at most 335,"):
+        read_photograph(large)
+
+
+@pytest.mark.parametrize(("progressive", "bytes_a_pixel"), [(False, 3), (True, 6)])
+def test_a_jpeg_is_asked_only_what_it_takes_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, progressive: bool, bytes_a_pixel: int
+) -> None:
+    data = encoded(RGB, "JPEG", progressive=progressive)
+    there = len(data) + bytes_a_pixel * 90 * 70
+
+    def check(needed: int) -> None:
+        if needed > there:
+            raise MemoryError
+
+    monkeypatch.setattr(source, "check_there", check)
+
+    assert decode_photograph(data).shape == PHOTOGRAPH.shape
+    there -= 1
+    with pytest.raises(MemoryError):
+        decode_photograph(data)

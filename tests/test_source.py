@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_samples import (
+    as_nobody,
     encoded,
+    execute,
     imported_by,
     index_of,
     listed,
@@ -15,6 +17,7 @@ from data_samples import (
 from PIL import Image
 from source_samples import tar_bytes, write_folder
 
+from pipeline.data import folder_tree
 from pipeline.data.source import SourceError
 from pipeline.data.source_index import SourceIndex, photograph_key
 from pipeline.graph import StageError
@@ -192,3 +195,25 @@ def test_package_locations_are_inside_the_package() -> None:
 
 def test_stage_modules_import_no_torch_and_no_numpy() -> None:
     assert not {"torch", "numpy", "PIL"} & imported_by("import stages.source, stages.corrupt")
+
+
+@pytest.mark.parametrize("most_named", [10_000, 2])
+def test_a_folder_that_is_opened_makes_the_listing_stale(
+    public: Path, monkeypatch: pytest.MonkeyPatch, most_named: int
+) -> None:
+    monkeypatch.setattr(folder_tree, "MOST_NAMED", most_named)
+    closed = write_photographs(public / "in", 6) / "class1"
+    (public / "new").mkdir()
+    (public / "new").chmod(0o777)
+    closed.chmod(0)
+
+    with as_nobody():
+        stage = listing_stage(public / "in", skip_damaged=True)
+        artifact = execute(stage, public / "new")
+        before = stage.stale(stage.config, artifact.manifest)
+    closed.chmod(0o755)
+    with as_nobody():
+        after = stage.stale(stage.config, artifact.manifest)
+
+    where = closed if most_named > 2 else closed.parent
+    assert (before, after) == (None, f"{where} changed since it was listed")

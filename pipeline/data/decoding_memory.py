@@ -7,8 +7,8 @@ from PIL import ImageFile, JpegImagePlugin, TiffImagePlugin
 # A worker may take 400 MiB, and has 55 when it begins; the rest is for its crops. 2**26 pixels fit
 # as a JPEG of one scan (3 bytes a pixel, in CMYK 4); of what else there is, at most, in millions:
 # 55.9 as a progressive JPEG with halved colours (6 bytes) and 37.2 with whole ones (9); 47.9 as
-# RGB of PNG, TIFF and all that Pillow decodes (4 bytes and, converted, 3); 20.6 as WEBP; 16.3 as
-# JPEG 2000 in one tile. While it is decoded, the bytes of the file are there too; the
+# RGB of PNG, TIFF and all that Pillow decodes, odd JPEGs too (4 bytes and, converted, 3); 20.6 as
+# WEBP; 16.3 as JPEG 2000 in one tile. While it is decoded, the bytes of the file are there too; the
 # corrupted version of a real pair has what its clean photograph leaves.
 MOST_MEMORY = 320 * 2**20
 # Bytes a pixel that decoders of Pillow's hold beside the pixels that they give; all of these are

@@ -2,11 +2,12 @@
 
 import base64
 import binascii
+import glob
 import hashlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from http.client import HTTPException, HTTPMessage
@@ -57,56 +58,83 @@ def download(
     A file is there under its name only if it begins as a tar does, and has every byte that the
     server announced (or else the end of a tar) and the checksum if it announced one; one that
     another run is fetching is waited for. Where one fails, those under way are brought to their
-    end. `progress` is told how many are there and, every REPORT_SECONDS, how much has come.
+    end, and those waited for are left. `progress` is told how many are there and, every
+    REPORT_SECONDS, how much has come.
     """
     _check_names(urls)
     paths = [_path_of(url, folder) for url in urls]
     missing = {path: url for url, path in zip(urls, paths, strict=True) if not _is_tar(path)}
-    received = [0] * len(missing)
-    cancelled = threading.Event()
-
-    def fetch(number: int, path: Path, url: str) -> None:
-        def pause(seconds: float) -> None:
-            if cancelled.wait(seconds):
-                raise DownloadCancelled(url)
-
-        def count(size: int) -> None:
-            pause(0)
-            received[number] += size
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = f".{path.name}.lock"
-        with writing(path.parent, name=lock, patience=math.inf, pause=pause):
-            if not _is_tar(path):
-                _fetch(url, path, pause=pause, count=count)
-
+    transfers = _Transfers(missing)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting = {
-            pool.submit(fetch, number, path, url)
-            for number, (path, url) in enumerate(missing.items())
-        }
+        waiting = {pool.submit(transfers.fetch, path, url) for path, url in missing.items()}
         failure: BaseException | None = None
         try:
             while True:
                 ready = len(urls) - len(waiting)
-                progress(ready, f"{sum(received) / 1e9:.3f} GB")
+                progress(ready, transfers.note())
                 if not waiting:
                     break
                 ended, waiting = wait(waiting, REPORT_SECONDS, return_when=FIRST_COMPLETED)
                 failures = [error for each in ended if (error := each.exception())]
                 if failures and failure is None:
                     failure = failures[0]
+                    transfers.failed.set()
                     waiting = {each for each in waiting if not each.cancel()}
                     logger.warning(
                         "%s; %d under way are brought to their end", failure, len(waiting)
                     )
         except BaseException:
-            cancelled.set()
+            transfers.cancelled.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failure is not None:
         raise failure
     return paths
+
+
+class _Transfers:
+    """What the threads of a download do, and how far they are."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.cancelled = threading.Event()
+        self.failed = threading.Event()  # one of them: the others no longer wait for other runs
+        self._received = dict.fromkeys(paths, 0)
+        self._awaited: set[Path] = set()  # of other runs
+
+    def fetch(self, path: Path, url: str) -> None:
+        def pause(seconds: float) -> None:
+            if self.cancelled.wait(seconds):
+                raise DownloadCancelled(url)
+
+        def wait_for_others(seconds: float) -> None:
+            self._awaited.add(path)
+            pause(seconds)
+            if self.failed.is_set():
+                raise DownloadCancelled(url)
+
+        def count(size: int) -> None:
+            pause(0)
+            self._received[path] += size
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = f".{path.name}.lock"
+        with writing(path.parent, name=lock, patience=math.inf, pause=wait_for_others):
+            self._awaited.discard(path)
+            if not _is_tar(path):
+                _fetch(url, path, pause=pause, count=count)
+
+    def note(self) -> str:
+        """What has come, and what other runs have of the files waited for: whoever watches takes
+        what doesn't move for a hang."""
+        note = f"{sum(self._received.values()) / 1e9:.3f} GB"
+        if not (awaited := self._awaited.copy()):
+            return note
+        others = 0
+        for path in awaited:
+            for part in path.parent.glob(f".{glob.escape(path.name)}.*tmp"):
+                with suppress(FileNotFoundError):  # it is whole by now
+                    others += part.stat().st_size
+        return f"{note} (and {others / 1e9:.3f} GB to other runs)"
 
 
 def _without_query(url: str) -> str:

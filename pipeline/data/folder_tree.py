@@ -5,9 +5,11 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 MOST_NAMED = 10_000  # folders that a manifest names one by one
+CLOSED = "may not be listed"
 
 
 def visit(
@@ -73,16 +75,20 @@ class FolderTimes:
 
     def __init__(self, root: Path) -> None:
         self._root = os.fsencode(root)
-        self._named: dict[str, int] = {}
+        self._named: dict[str, int | str] = {}
         self._count = 0
         self._digest = hashlib.sha256()
 
-    def add(self, relative: bytes, modified_ns: int) -> None:
+    def add(self, relative: bytes, modified: int | str) -> None:
         self._count += 1
-        self._digest.update(b"%b\0%d\0" % (relative, modified_ns))
+        self._digest.update(b"%b\0%b\0" % (relative, str(modified).encode()))
         if self._count <= MOST_NAMED:
             path = os.path.join(self._root, relative) if relative else self._root
-            self._named[path_text(path)] = modified_ns
+            self._named[path_text(path)] = modified
+
+    def add_closed(self, relative: bytes) -> None:
+        """In the place of its time, which stays when it is opened."""
+        self.add(relative, CLOSED)
 
     def record(self) -> dict[str, int | str]:
         if self._count <= MOST_NAMED:
@@ -101,9 +107,13 @@ def changed_folder(recorded: Mapping[str, int | str]) -> str | None:
         try:
             if isinstance(before, int):
                 now: int | str | None = os.stat(path).st_mtime_ns
+            elif before == CLOSED:
+                with suppress(PermissionError), os.scandir(path):
+                    return text
+                now = CLOSED
             else:
                 times = FolderTimes(Path(os.fsdecode(path)))
-                visit(Path(os.fsdecode(path)), entered=times.add)
+                visit(Path(os.fsdecode(path)), entered=times.add, closed=times.add_closed)
                 now = times.record().get(text)
         except (FileNotFoundError, NotADirectoryError):
             now = None

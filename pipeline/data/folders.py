@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.containers import file_content
 from pipeline.data.folder_tree import FolderTimes, visit
-from pipeline.data.listing import Listing, content_digest, is_photograph
+from pipeline.data.listing import Listing, is_photograph
 
 # A file server takes its time for each file, which isn't ours: many are asked for at once.
 READERS = 16
@@ -68,14 +69,11 @@ def list_folder(listing: Listing, root: Path) -> None:
                 sampler.add((name, entry.path, status))
                 files.append(_file_number(status))
 
-        visit(
-            root,
-            entered=times.add,
-            found=add,
-            closed=lambda name: listing.lose(
-                name, "permission denied", place=root / os.fsdecode(name)
-            ),
-        )
+        def lose(name: bytes) -> None:
+            times.add_closed(name)
+            listing.lose(name, "permission denied", place=root / os.fsdecode(name))
+
+        visit(root, entered=times.add, found=add, closed=lose)
         listing.folder_times |= times.record()
         if links:
             listed = np.sort(np.asarray(files, dtype=np.int64))
@@ -134,6 +132,6 @@ def _content(path: bytes, size: int) -> int | None:
     except PermissionError:
         return 0
     try:
-        return content_digest(size, lambda start, count: os.pread(descriptor, count, start))
+        return file_content(descriptor, size)
     finally:
         os.close(descriptor)

@@ -9,7 +9,6 @@ import hashlib
 import mmap
 import os
 import socket
-import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,13 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.artifacts import sync_folder
-from pipeline.data.containers import Container, ContainerReader, Places, write_places
+from pipeline.data.containers import (
+    Container,
+    ContainerReader,
+    Places,
+    content_digest,
+    write_places,
+)
 from pipeline.data.file_names import PHOTOGRAPH_SUFFIXES
 from pipeline.data.source import SourceError, readable
 from pipeline.data.source_index import (
@@ -31,7 +36,6 @@ from pipeline.data.source_index import (
 )
 
 REPORT_EVERY = 1000  # photographs between two calls of progress
-SAMPLE_BYTES = 4096  # what a disk reads at least
 
 
 class Listing:
@@ -133,21 +137,6 @@ class Listing:
         by_key = np.argsort(np.asarray(self._keys, dtype="<u8"), kind="stable")
         contents = np.asarray(self._contents, dtype="<u4")[by_key]
         return hashlib.sha256(contents.tobytes()).hexdigest()
-
-
-def content_digest(size: int, read: Callable[[int, int], bytes]) -> int:
-    """CRC-32 of samples of a photograph's bytes: the first, the middle and the last; of a small
-    one, of all. `read` takes an offset and a number of bytes.
-
-    Enough to tell photographs apart without reading them; in an uncompressed one, what differs
-    between the samples alone is not seen.
-    """
-    if size <= 3 * SAMPLE_BYTES:
-        return zlib.crc32(read(0, size))
-    digest = 0
-    for start in (0, (size - SAMPLE_BYTES) // 2, size - SAMPLE_BYTES):
-        digest = zlib.crc32(read(start, SAMPLE_BYTES), digest)
-    return digest
 
 
 def is_photograph(name: bytes) -> bool:

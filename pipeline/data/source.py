@@ -24,7 +24,6 @@ from pipeline.data.decoding_memory import (
 
 # ImageNet's largest photograph has 61 million pixels; this many are 201 MB of RGB.
 LARGEST_PIXELS = 2**26
-LARGEST_BYTES = 2**29
 _PIXELS_AT_ONCE = 2**18  # converted
 # Nothing that runs other programs (EPS does) or that isn't a photograph.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
@@ -76,16 +75,14 @@ def read_photograph(path: Path) -> np.ndarray:
     """
     try:
         check_file(path)
-        data = path.read_bytes()
+        return decode_photograph(path.read_bytes())
     except OSError as error:
         raise UnreadablePhotograph((error.strerror or str(error)).lower()) from error
-    try:
-        return decode_photograph(data)
     except MemoryError as error:
         raise MemoryError(f"{path}: {NO_MEMORY}") from error
 
 
-def check_file(path: Path, *, most_bytes: int = LARGEST_BYTES) -> None:
+def check_file(path: Path, *, most_bytes: int = MOST_MEMORY) -> None:
     """Raise UnreadablePhotograph, or OSError, for what can't be opened as a photograph's file."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for its writer
@@ -95,7 +92,7 @@ def check_file(path: Path, *, most_bytes: int = LARGEST_BYTES) -> None:
     check_bytes(status.st_size, most_bytes)
 
 
-def check_bytes(size: int, most: int = LARGEST_BYTES) -> None:
+def check_bytes(size: int, most: int) -> None:
     if size > most:
         raise UnreadablePhotograph(f"too many bytes ({size:,}; at most {most:,})")
 
@@ -123,12 +120,13 @@ def _decode_jpeg(data: bytes, most_memory: int = MOST_MEMORY) -> np.ndarray | No
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(width, height)
         channels = 4 if colorspace in ("CMYK", "YCCK") else 3
-        most: float = 3 * channels  # bytes a pixel, with all coefficients of all colours
-        if len(data) + width * height * most > most_memory:
-            with opened_by_pillow(BytesIO(data)) as header:
-                most = channels + coefficient_bytes(header)
-        needed = len(data) + int(width * height * most)
-        _check_memory(needed, most_memory, f"{width}×{height} pixels of this JPEG")
+        what = f"{width}×{height} pixels of this JPEG"
+        most = 2 * channels  # bytes a pixel, of all coefficients of all colours
+        try:
+            _check_memory(len(data) + width * height * (channels + most), most_memory, what)
+        except (UnreadablePhotograph, MemoryError):
+            held = channels + _coefficients_held(data, most)
+            _check_memory(len(data) + int(width * height * held), most_memory, what)
         if channels == 3:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         pixels = np.empty(height * width * 4, np.uint8)
@@ -140,6 +138,15 @@ def _decode_jpeg(data: bytes, most_memory: int = MOST_MEMORY) -> np.ndarray | No
         if "Insufficient memory" in str(error):
             raise MemoryError(str(error)) from error
         return None
+
+
+def _coefficients_held(data: bytes, most: float) -> float:
+    """Bytes a pixel, as the header of a JPEG tells; `most` where only libjpeg can read it."""
+    try:
+        with opened_by_pillow(BytesIO(data)) as header:
+            return coefficient_bytes(header)
+    except UnreadablePhotograph:
+        return most
 
 
 def _from_cmyk(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

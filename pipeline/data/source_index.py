@@ -133,7 +133,6 @@ class SourceIndex:
         """
         row = self._rows[number]
         size = int(row["size"])
-        check_bytes(size)
         try:
             if row["container"] != OWN_FILE:
                 return self._containers.read(int(row["container"]), int(row["offset"]), size)
@@ -157,7 +156,9 @@ class SourceIndex:
 
     def photograph(self, number: int, *, held: int = 0) -> np.ndarray:
         """As `read_photograph` describes it, beside `held` bytes of other photographs."""
+        most = MOST_MEMORY - held
+        check_bytes(int(self._rows["size"][number]), most)
         try:
-            return decode_photograph(self.read(number), most_memory=MOST_MEMORY - held)
+            return decode_photograph(self.read(number), most_memory=most)
         except MemoryError as error:
             raise MemoryError(f"{self.place(number)}: {NO_MEMORY}") from error
