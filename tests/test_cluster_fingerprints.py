@@ -1,15 +1,13 @@
 """Nothing of a cluster file decides what is made: two that differ in everything, one content."""
 
 import inspect
-import os
 import re
 import shutil
 from pathlib import Path
 
-import pytest
 import yaml
 from demo_run import STAGES, Run
-from fake_slurm import FAKES, submit_run
+from fake_slurm import submit_run
 
 from launch.cluster import Cluster, Resources
 from launch.submitted import read_records
@@ -38,18 +36,9 @@ LARGE: dict[str, object] = {
     "seconds_before_limit": 60,
     "hung_after_seconds": 99,
     "starts_without_progress": 9,
+    "srun_options": ["--container-image=ipt"],
+    "gpus_as": "gres",
 }
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch) -> Path:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in FAKES.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
