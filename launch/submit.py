@@ -134,6 +134,8 @@ class _Submitting:
         self.records = read_records(place.folder)
         live = settled_stages(self.records, place.run_folder)
         self._refuse_other_configs(graph, live)
+        for kept in live.values():  # SLURM may have refused to cancel it
+            note_cancelled(place.folder, kept.waiting, forget=True)
         # After the queue was read: what has ended meanwhile is sealed by now.
         look_again(place.folder)
         lately = ended_lately(

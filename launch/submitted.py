@@ -47,10 +47,14 @@ class LiveStage:
     since: set[str] = field(default_factory=set)
 
 
-def note_cancelled(folder: Path, jobs: Iterable[str]) -> None:
+def note_cancelled(folder: Path, jobs: Iterable[str], *, forget: bool = False) -> None:
     """For their batch scripts, which SLURM doesn't tell it apart from a preemption."""
     for job in jobs:
-        (folder / "jobs" / f"{job}.cancelled").touch()
+        mark = folder / "jobs" / f"{job}.cancelled"
+        if forget:
+            mark.unlink(missing_ok=True)
+        else:
+            mark.touch()
 
 
 def comment(submission: Submission, run_folder: Path) -> str:

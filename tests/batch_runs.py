@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -100,11 +101,13 @@ class Batch:
         state: str = "RUNNING Reason=None",
         restarts: int = -1,
         terminated: bool = False,
+        ended_at: Path | None = None,
+        arguments: Sequence[str] = (),
         broken: bool = False,
     ) -> int:
         """The exit code of the next start, in which the step does as `step` says; `facts` are
-        further ones that SLURM tells; `terminated` by SLURM while the step does, `broken` where the
-        shell may complain."""
+        further ones that SLURM tells; `terminated` by SLURM while the step does, or when there is
+        the file `ended_at`; `broken` where the shell may complain."""
         own = self.starts
         self.starts += 1
         (self.fakes / "steps").write_text(f"{step}\n")
@@ -123,10 +126,13 @@ class Batch:
             "SLURM_ARRAY_TASK_ID": "3",
         }
         process = subprocess.Popen(
-            ["bash", self.script], env=environment, stderr=subprocess.PIPE, text=True
+            ["bash", self.script, *arguments], env=environment, stderr=subprocess.PIPE, text=True
         )
         if terminated:
             wait_until(lambda: "sign" not in (self.fakes / "steps").read_text(), 20, "the step")
+            process.send_signal(signal.SIGTERM)
+        if ended_at is not None:
+            wait_until(ended_at.exists, 20, "the file")
             process.send_signal(signal.SIGTERM)
         _, complaints = process.communicate(timeout=60)
         assert "line " not in complaints or "Killed" in complaints or broken, complaints

@@ -28,6 +28,14 @@ def test_where_preemption_is_a_cancellation_the_job_is_requeued(batch):
     assert (batch.ended(), batch.requeues()) == (None, 1)
 
 
+def test_a_preemption_that_slurm_itself_requeues_is_no_start_that_counts(batch):
+    """It raises Restarts then, not when the job starts again."""
+    for number in range(1, 5):
+        assert batch.start("75 75", state=TERMINATED, restarts=number) == 1
+        assert batch.last_event() == "ended by SLURM"
+    assert batch.start("1") == 0
+
+
 def test_a_preemption_of_an_earlier_start_is_past(batch):
     assert batch.start("75 75", state=TERMINATED, facts=_preempted(seconds=-60)) == 1
 
@@ -111,6 +119,31 @@ def test_a_line_of_setup_that_fails_is_a_usage_error(tmp_path, capsys, line):
     assert (batch.ended(), batch.requeues()) == ("2", 0)
     assert f"a line of setup: {line} (append || true" in batch.last_event()
     assert not wrong.exists()
+
+
+def test_a_job_that_is_ended_in_its_setup_has_not_failed(tmp_path, capsys):
+    """As by a time limit, or a preemption, while modules are loaded."""
+    ready = tmp_path / "ready"
+    batch = Batch(tmp_path, _script(tmp_path, capsys, f"touch {ready}; /bin/sleep 1; false"))
+
+    code = batch.start("0 0", state=TERMINATED, facts=_preempted(seconds=1), ended_at=ready)
+
+    assert code == 0
+    assert (batch.ended(), batch.requeues()) == (None, 1)
+    assert "to be requeued: ended in setup: touch" in batch.last_event()
+
+
+def test_files_that_setup_sources_get_no_arguments_of_the_script(tmp_path, capsys):
+    site = tmp_path / "site.sh"
+    site.write_text("[ $# = 0 ]\n")
+    script = script_of(
+        "corrupt-sr2@photos", scripts_of(tmp_path, capsys, f"setup: [source {site}]")
+    )
+    batch = Batch(tmp_path, script, job="7_3")
+
+    assert batch.start("0", arguments=("0",)) == 0
+
+    assert batch.ended() == "0"
 
 
 def test_what_setup_sets_decides_nothing_later(tmp_path, capsys):

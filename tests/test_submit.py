@@ -193,6 +193,20 @@ def test_cancel_names_the_jobs_of_this_run_only(run, fake, capsys):
     assert (fake / "queue").read_text().startswith("999|")
 
 
+def test_what_slurm_did_not_cancel_may_be_requeued_once_it_is_submitted_again(run, fake):
+    submit_run(run)
+    jobs = [each.job for each in read_records(run.folder / "slurm")]
+    queue = (fake / "queue").read_text()
+    submitting.cancel(run.config, (f"runtime.runs={run.folder.parent}",))
+    marks = run.folder / "slurm" / "jobs"
+    assert {path.name for path in marks.glob("*.cancelled")} == {f"{job}.cancelled" for job in jobs}
+
+    (fake / "queue").write_text(queue)
+    submit_run(run)
+
+    assert not list(marks.glob("*.cancelled"))
+
+
 def test_without_slurm_a_sentence_says_what_does_the_same_here(run, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
