@@ -65,14 +65,14 @@ fi
 """
 OTHER_TASK = "JobId=8 ArrayJobId=7 ArrayTaskId=1 JobState=RUNNING Requeue=1 Restarts=0 Batch=1"
 
-# The fake `sleep` makes 100 s, looked at every 5 s, last half a second.
+# With the fake `sleep`, 400 s, looked at every 5 s, last half a second.
 CLUSTER = """
 distributed: {nodes: 2}
 array: {parts: 4}
-hung_after_seconds: 100
+hung_after_seconds: 400
 """
 TERMINATED = "COMPLETING Reason=None"
-FAKES = {"srun": SRUN, "scontrol": SCONTROL, "sleep": "#!/bin/bash\nexec /bin/sleep 0.02\n"}
+FAKES = {"srun": SRUN, "scontrol": SCONTROL, "sleep": "#!/bin/bash\nexec /bin/sleep 0.005\n"}
 
 
 class Batch:

@@ -94,8 +94,8 @@ def test_a_sign_of_life_that_is_away_for_a_moment_does_not_end_the_watch(batch):
 def test_a_training_is_given_the_time_for_its_first_step(scripts):
     seconds = r"quiet > \(alive == first \? (\d+) : (\d+)\)"
 
-    assert re.search(seconds, script_of("pretrain", scripts)).groups() == ("4200", "100")
-    assert re.search(seconds, script_of("corrupt-sr2@photos", scripts)).groups() == ("100", "100")
+    assert re.search(seconds, script_of("pretrain", scripts)).groups() == ("4200", "400")
+    assert re.search(seconds, script_of("corrupt-sr2@photos", scripts)).groups() == ("400", "400")
 
 
 def test_a_step_that_hangs_at_the_time_limit_is_ended_before_slurm_ends_the_script(batch):

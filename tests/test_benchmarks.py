@@ -35,6 +35,7 @@ def run_script(name: str, *arguments: str, folder: Path = ROOT) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_measures_every_mode(tmp_path: Path) -> None:
     out = tmp_path / "gpu.md"
 
@@ -103,6 +104,7 @@ def test_gpu_benchmark_imports_little() -> None:
     assert not set(found) & others
 
 
+@pytest.mark.slow
 def test_tilings_of_a_trained_model_are_compared(finished: Run) -> None:
     (weights,) = finished.folder.glob("finetune-sr2/*/model")
 

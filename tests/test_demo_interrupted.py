@@ -15,7 +15,7 @@ from pipeline.locks import holder
 @pytest.mark.parametrize(
     ("sent", "moment"),
     [
-        (signal.SIGKILL, "corrupt-sr4@photos/*/shards/*.tar"),
+        pytest.param(signal.SIGKILL, "corrupt-sr4@photos/*/shards/*.tar", marks=pytest.mark.slow),
         (signal.SIGKILL, "pretrain/*/checkpoints/step-*2"),
         pytest.param(signal.SIGINT, "pretrain/*/checkpoints/step-*2", marks=pytest.mark.slow),
     ],

@@ -53,12 +53,10 @@ def test_pretraining_without_its_inputs_names_the_command_that_makes_them(tmp_pa
     assert not run.folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
-    [
-        pytest.param(("--cpu", "--num_processes", "1"), marks=pytest.mark.slow),
-        ("--use_deepspeed", "--num_processes", "2"),
-    ],
+    [("--cpu", "--num_processes", "1"), ("--use_deepspeed", "--num_processes", "2")],
     ids=["one process", "DeepSpeed, two processes"],
 )
 def test_accelerate_launch_pretrains(finished, tmp_path, launcher):
