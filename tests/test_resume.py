@@ -37,7 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("zero0", "save", marks=pytest.mark.chaos),
         pytest.param("zero1", "rotation", marks=pytest.mark.slow),
         pytest.param("zero2", "rename", marks=pytest.mark.chaos),
-        pytest.param("zero3", "random", marks=pytest.mark.slow),
+        pytest.param("zero3", "random", marks=pytest.mark.chaos),
     ],
 )
 def test_killed_in_all_processes_the_same_command_ends_with_the_same_bits(
