@@ -33,6 +33,7 @@ if __name__ == "__main__":  # numerical libraries read this when they are import
 from benchmarks.corrupt_samples import (
     CROPS,
     MEBIBYTE,
+    POOL_CROPS,
     VALIDATION_IMAGES,
     Listed,
     Measured,
@@ -251,7 +252,7 @@ def measure_scaling(
     if two / one < LEAST_SCALING and control >= FREE:
         missed.append(f"scaling from 1 to 2 processes: {two / one:.2f}, below {LEAST_SCALING}")
     sentence = (
-        f"{task} by the stage's pool, {CROPS} crops from a photograph, by the clock: {one:.0f} "
+        f"{task} by the stage's pool, {POOL_CROPS} crops from a photograph, by the clock: {one:.0f} "
         f"patches/s with one worker process, {two:.0f} with two: {two / one:.2f} times as many. By "
         "CPU seconds, which other programs "
         f"on the machine don't take away: {2 * shared / alone:.2f} times as many. A loop that "

@@ -30,6 +30,7 @@ from stages.source import source_stage
 MEBIBYTE = 2**20
 PATCH_SIZE = 48
 CROPS = 8  # from a photograph, as in imagenet.yaml
+POOL_CROPS = 64  # or a few hundred photographs would be too few for shards that take a while
 LARGEST_CROP = 192
 VALIDATION_IMAGES = 8
 LAYERS, LAYER_SIZE = 8, 512
@@ -168,7 +169,7 @@ class PoolRate:
 
 def pool_rate(source: Listed, folder: Path, *, task: str, workers: int) -> PoolRate:
     """How fast the stage itself is."""
-    config = CorruptConfig(crops_per_image=CROPS, samples_per_shard=8 * CROPS)
+    config = CorruptConfig(crops_per_image=POOL_CROPS, samples_per_shard=8 * POOL_CROPS)
     stage = corrupt_stage(
         TASKS[task], config, seed=0, source_name="x", source=source.stage, rain_layers=None
     )
