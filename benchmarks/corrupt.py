@@ -252,9 +252,9 @@ def measure_scaling(
     if two / one < LEAST_SCALING and control >= FREE:
         missed.append(f"scaling from 1 to 2 processes: {two / one:.2f}, below {LEAST_SCALING}")
     sentence = (
-        f"{task} by the stage's pool, {POOL_CROPS} crops from a photograph, by the clock: {one:.0f} "
-        f"patches/s with one worker process, {two:.0f} with two: {two / one:.2f} times as many. By "
-        "CPU seconds, which other programs "
+        f"{task} by the stage's pool, {POOL_CROPS} crops from a photograph, by the clock: "
+        f"{one:.0f} patches/s with one worker process, {two:.0f} with two: {two / one:.2f} times "
+        "as many. By CPU seconds, which other programs "
         f"on the machine don't take away: {2 * shared / alone:.2f} times as many. A loop that "
         f"shares nothing: {control:.2f} times as fast (below {FREE}, the machine isn't free, and "
         "the scaling isn't judged)."
