@@ -28,6 +28,7 @@ def full_size() -> IPT:
     return IPT(IPTConfig(scales={"sr2": 2, "sr4": 4}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "limit"), [("sr2", 220), ("sr4", 240)])
 def test_full_size_patch_fits_the_memory_that_is_promised(
     full_size: IPT, task: str, limit: int

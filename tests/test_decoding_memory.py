@@ -210,6 +210,7 @@ def largest_progressive() -> bytes:
     return encoded(Image.new("RGB", (8192, rows)), "JPEG", progressive=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [largest_png, largest_progressive])
 def test_a_worker_stays_below_400_mebibytes(tmp_path: Path, make: Callable[[], bytes]) -> None:
     path = tmp_path / "photograph"

@@ -92,6 +92,7 @@ def test_training_does_not_outlive_a_killed_run(tmp_path):
     assert read_manifest(folder) is None
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_the_work_once(tmp_path):
     run = Run(tmp_path)
     first = run.start("run", "--until", "pretrain")
