@@ -77,14 +77,17 @@ def cancel(path: Path, overrides: tuple[str, ...]) -> int:
     with writing(folder, patience=PATIENCE):  # not in the middle of a submission
         live = live_stages(slurm.queued_jobs(), read_records(folder), run_folder)
         if live:
-            jobs = [job for stage in live.values() for job in stage.waiting]
-            note_cancelled(folder, jobs)
-            slurm.cancel(jobs)
+            _cancel(folder, [job for stage in live.values() for job in stage.waiting])
     for name, stage in live.items():
         _print_cancelled(name, stage)
     if not live:
         print(f"nothing of {config.name} is in the queue")
     return 0
+
+
+def _cancel(folder: Path, jobs: Sequence[str]) -> None:
+    note_cancelled(folder, jobs)
+    slurm.cancel(jobs)
 
 
 def _values(config: RunConfig) -> dict[str, object]:
@@ -160,8 +163,7 @@ class _Submitting:
             again = self._made_again(parents)
             if mine is not None and again:
                 # It waits for what won't come, or runs on what is no longer there.
-                note_cancelled(place.folder, mine.waiting)
-                slurm.cancel(list(mine.waiting))
+                _cancel(place.folder, list(mine.waiting))
                 why = f": it reads what is made again, {', '.join(again)}"
                 _print_cancelled(stage.name, mine, why)
                 mine = None

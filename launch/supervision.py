@@ -20,6 +20,7 @@ from pipeline.artifacts import write_atomically
 from pipeline.config_file import ConfigError
 from pipeline.graph import Progress, StageError, StoppedWithCheckpoint
 from pipeline.locks import GRACE_SECONDS, ArtifactError, check_owner
+from pipeline.repeating import repeated
 from pipeline.signal_handlers import handling
 
 logger = logging.getLogger(__name__)
@@ -98,26 +99,19 @@ def stopped_by_signals(stage_name: str) -> Iterator[None]:
 def ended_when_taken_over(folder: Path) -> Iterator[None]:
     """End this process when another one holds its lock on `folder`: between two seals, too, it
     must not write beside its successor."""
-    is_over = threading.Event()
 
-    def watch() -> None:
-        while not is_over.wait(SECONDS_BETWEEN_CHECKS):
-            try:
-                check_owner(folder)
-            except ArtifactError as error:
-                logger.error("%s", error)
-                sys.stderr.flush()
-                os._exit(FAILED)
-            except OSError as error:
-                logger.warning("%s: %s", folder, error)  # a file system that is away for a moment
+    def check() -> None:
+        try:
+            check_owner(folder)
+        except ArtifactError as error:
+            logger.error("%s", error)
+            sys.stderr.flush()
+            os._exit(FAILED)
+        except OSError as error:
+            logger.warning("%s: %s", folder, error)  # a file system that is away for a moment
 
-    thread = threading.Thread(target=watch, name="ended-when-taken-over", daemon=True)
-    thread.start()
-    try:
+    with repeated(check, every=SECONDS_BETWEEN_CHECKS, name="ended-when-taken-over"):
         yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def leave(code: int) -> NoReturn:

@@ -5,7 +5,6 @@ import glob
 import mmap
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipeline.data.containers import container_at
 from pipeline.data.listing import Listing
 from pipeline.data.patterns import NamedDataset
 from pipeline.data.source import SourceError
+from pipeline.repeating import repeated
 
 if TYPE_CHECKING:
     import datasets
@@ -104,24 +104,17 @@ def list_dataset(listing: Listing, named: NamedDataset) -> None:
 @contextmanager
 def _telling(listing: Listing) -> Iterator[None]:
     """Give signs of life while `datasets` writes, which may take it hours without a word."""
-    is_over = threading.Event()
-    before = _bytes_written()
+    before = told = _bytes_written()
 
-    def watch() -> None:
-        told = before
-        while not is_over.wait(REPORT_SECONDS):
-            written = _bytes_written()
-            if written - told >= REPORT_BYTES:
-                told = written
-                listing.tell(f"{(written - before) / 1e9:.3f} GB prepared")
+    def tell() -> None:
+        nonlocal told
+        written = _bytes_written()
+        if written - told >= REPORT_BYTES:
+            told = written
+            listing.tell(f"{(written - before) / 1e9:.3f} GB prepared")
 
-    thread = threading.Thread(target=watch, name="telling", daemon=True)
-    thread.start()
-    try:
+    with repeated(tell, every=REPORT_SECONDS, name="telling"):
         yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def _bytes_written() -> int:

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import glob
 import hashlib
 import logging
 import math
@@ -17,7 +16,7 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from pipeline.data.listing import replacing
+from pipeline.data.listing import replacing, unfinished
 from pipeline.data.patterns import ascii_url
 from pipeline.data.source import SourceError
 from pipeline.data.tars import BLOCK, why_no_tar
@@ -131,7 +130,7 @@ class _Transfers:
             return note
         others = 0
         for path in awaited:
-            for part in path.parent.glob(f".{glob.escape(path.name)}.*tmp"):
+            for part in unfinished(path):
                 with suppress(FileNotFoundError):  # it is whole by now
                     others += part.stat().st_size
         return f"{note} (and {others / 1e9:.3f} GB to other runs)"

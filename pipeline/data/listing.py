@@ -234,7 +234,7 @@ def save_rows(rows: np.ndarray, folder: Path) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file too large to hold that is there whole, on disk, or not at all. The caller has a lock
     there; one that has lost it to another goes on in a file of its own, or fails."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*tmp"):
+    for left in unfinished(path):
         left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -246,3 +246,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def unfinished(path: Path) -> Iterator[Path]:
+    """What `replacing` writes before it is there under its name, whoever does or did."""
+    return path.parent.glob(f".{glob.escape(path.name)}.*tmp")
