@@ -70,7 +70,7 @@ def corrupt_stage(
     return Stage(
         name=f"corrupt-{task.name}@{source_name}",
         kind="corrupt",
-        version=3,
+        version=4,
         config=CorruptStageConfig(
             task=row,
             seed=seed,

@@ -4,7 +4,9 @@ from data_samples import photograph
 from scipy.ndimage import correlate
 
 from pipeline.corruptions.blur import (
+    AT_ONCE,
     UNIT,
+    Weights,
     blur_both_ways,
     blur_once,
     gaussian_kernel,
@@ -17,8 +19,13 @@ ROUNDED = 2**-19  # weights are multiples of 2**-20
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """The whole image by a kernel that is a column or a square."""
     height, width = image.shape[:2]
-    function = blur_both_ways if kernel.ndim == 1 else blur_once
-    return function(image, kernel, rows=(0, height), columns=(0, width))
+    return blur_region(image, kernel, rows=(0, height), columns=(0, width))
+
+
+def blur_region(image: np.ndarray, kernel: np.ndarray, **region: tuple[int, int]) -> np.ndarray:
+    if kernel.ndim == 1:
+        return blur_both_ways(image, kernel, **region)
+    return blur_once(image, Weights.of(kernel), **region)
 
 
 def one_weight_after_the_other(image: np.ndarray, *kernels: np.ndarray) -> np.ndarray:
@@ -93,7 +100,8 @@ def test_gaussian_kernel_is_the_sampled_gaussian(sigma):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_blur_equals_scipys_correlation_with_mirrored_borders(channels):
-    image = photograph(0, height=37, width=41)[:, :, :channels]
+    image = photograph(0, height=137, width=141)[:, :, :channels]
+    assert image.size > AT_ONCE
     column, motion = gaussian_kernel(1.7), motion_kernel(14.5, 63)
 
     for kernel, square in (
@@ -121,6 +129,21 @@ def test_blur_is_the_exact_sum_rounded_half_up(number):
     np.testing.assert_array_equal(blur(image, motion), once)
 
 
+@pytest.mark.parametrize("length", [1, 60, 301.5])
+def test_motion_over_few_or_many_pixels_is_exact_too(length):
+    image = np.random.default_rng(0).integers(254, 256, (12, 16, 1), dtype=np.uint8)
+    kernel = motion_kernel(length, 20)
+
+    expected = one_weight_after_the_other(image, kernel)
+
+    np.testing.assert_array_equal(blur(image, kernel), expected)
+
+
+def test_more_weights_than_have_exact_sums_are_refused():
+    with pytest.raises(ValueError, match="5041 weights"):
+        Weights.of(np.full((71, 71), UNIT // 71**2, np.int32))
+
+
 def test_sums_that_end_in_a_half_are_rounded_up():
     image = np.zeros((9, 9, 3), np.uint8)
     image[:, 5:] = 1
@@ -136,9 +159,9 @@ def test_regions_equal_the_whole_image_blurred():
 
     for kernel in (gaussian_kernel(2.5), motion_kernel(20, 120)):
         whole = blur(image, kernel)
-        function = blur_both_ways if kernel.ndim == 1 else blur_once
         for top, left in ((0, 0), (3, 44), (34, 1), (17, 22)):
-            patch = function(image, kernel, rows=(top, top + 16), columns=(left, left + 16))
+            region = {"rows": (top, top + 16), "columns": (left, left + 16)}
+            patch = blur_region(image, kernel, **region)
             np.testing.assert_array_equal(patch, whole[top : top + 16, left : left + 16])
 
 

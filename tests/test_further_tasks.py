@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig
-from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel, motion_kernel
+from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel, motion_weights
 from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.jpeg import compress_region
 from pipeline.data.loader import training_batches
@@ -70,7 +70,7 @@ def made_again(whole: np.ndarray, parameters: dict[str, float]) -> np.ndarray:
         case "GaussianBlur":
             return blur_both_ways(whole, gaussian_kernel(parameters["sigma"]), **region)
         case "MotionBlur":
-            kernel = motion_kernel(parameters["length"], parameters["angle"])
+            kernel = motion_weights(parameters["length"], parameters["angle"])
             return blur_once(whole, kernel, **region)
     raise AssertionError(parameters)
 

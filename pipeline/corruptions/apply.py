@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corruptions.bicubic import downscale_patch, imresize
-from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel, motion_kernel
+from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel, motion_weights
 from pipeline.corruptions.jpeg import compress_region
 from pipeline.corruptions.noise import add_gaussian_noise
 from pipeline.corruptions.rain import add_rain, cut_layer
@@ -131,5 +131,5 @@ def _corrupt_region(
         case GaussianBlur(sigma=float() | int() as sigma):
             return blur_both_ways(clean, gaussian_kernel(sigma), rows=rows, columns=columns)
         case MotionBlur(length=float() | int() as length, angle=float() | int() as angle):
-            return blur_once(clean, motion_kernel(length, angle), rows=rows, columns=columns)
+            return blur_once(clean, motion_weights(length, angle), rows=rows, columns=columns)
     raise AssertionError(f"no function for {corruption}")

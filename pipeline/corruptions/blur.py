@@ -9,6 +9,7 @@ computed.
 # and weights of at least 0, and are symmetric in their middle.
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +20,9 @@ from pipeline.corruptions.bicubic import cut
 BITS = 20
 UNIT = 2**BITS
 GAUSSIAN_RADIUS = 10  # Real-ESRGAN's kernels are at most 21 pixels wide
-KERNELS_KEPT = 4096  # of motion, at most 10 kB each: whole pixels and degrees have fewer
+KERNELS_KEPT = 4096  # of motion, about 1 kB each: whole pixels and degrees have fewer
+FLOAT32_BITS = 24
+AT_ONCE = 2**14  # values, of each weight: more than a patch of 48 pixels has
 BLOCK = 24  # outputs of one matrix: dense enough for BLAS, and few zeros
 
 
@@ -34,7 +37,47 @@ def gaussian_kernel(sigma: float) -> NDArray[np.int32]:
     return _normalised(np.exp(-0.5 * (distances / sigma) ** 2))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """The weights of a square kernel that are not 0, as `blur_once` takes them.
+
+    A float32 holds whole numbers of 24 bits, and sums have 28: `weights` are each weight's upper
+    and lower bits, whose sums are exact, whatever the order.
+    """
+
+    reach: tuple[int, int]  # pixels down and right
+    # (n // 2,) of the n weights: how far below and right of the first row and column they are. That
+    # opposite to each is equal to it; the last one is in the middle.
+    downs: NDArray[np.int64]
+    rights: NDArray[np.int64]
+    # (2, n // 2 + 1) in units of UNIT, and in units of `lower_unit` of that.
+    weights: NDArray[np.float32]
+    lower_unit: float
+
+    @staticmethod
+    def of(kernel: NDArray[np.int32]) -> "Weights":
+        downs, rights = kernel.nonzero()
+        first_down, first_right = int(downs[0]), int(rights.min())
+        half = len(downs) // 2
+        lower_bits = FLOAT32_BITS - (255 * len(downs)).bit_length()
+        if lower_bits < BITS + 8 - FLOAT32_BITS:
+            raise ValueError(f"{len(downs)} weights of a kernel are too many: the sums aren't exact")
+        upper, lower = np.divmod(kernel[downs, rights][: half + 1], 2**lower_bits)
+        return Weights(
+            reach=(len(kernel) // 2 - first_down, kernel.shape[1] // 2 - first_right),
+            downs=downs[:half] - first_down,
+            rights=rights[:half] - first_right,
+            weights=np.array([upper * (2**lower_bits / UNIT), lower / 2**lower_bits], np.float32),
+            lower_unit=2**lower_bits / UNIT,
+        )
+
+
 @lru_cache(maxsize=KERNELS_KEPT)
+def motion_weights(length: float, angle: float) -> Weights:
+    """Those of `motion_kernel`."""
+    return Weights.of(motion_kernel(length, angle))
+
+
 def motion_kernel(length: float, angle: float) -> NDArray[np.int32]:
     """MATLAB's `fspecial('motion', length, angle)`, padded to an odd square; antialiased.
 
@@ -60,9 +103,7 @@ def motion_kernel(length: float, angle: float) -> NDArray[np.int32]:
     np.subtract(half, along, along)
     np.hypot(distance, along, out=distance, where=is_at_end)
     np.subtract(1, distance, distance)
-    kernel = _normalised(np.maximum(distance, 0, out=distance))
-    kernel.flags.writeable = False  # whoever asks next gets the same one
-    return kernel
+    return _normalised(np.maximum(distance, 0, out=distance))
 
 
 def blur_both_ways(
@@ -105,41 +146,38 @@ def blur_both_ways(
 
 def blur_once(
     image: NDArray[np.uint8],
-    kernel: NDArray[np.int32],
+    kernel: Weights,
     *,
     rows: tuple[int, int],
     columns: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """`rows`, `columns` (start, stop) of the whole image, convolved with the kernel (2r + 1,
-    2s + 1). The result is rounded half up.
-
-    An int32 holds the sums, which have 28 bits.
-    """
-    downs, rights = kernel.nonzero()  # of n weights; n - 1 - k is opposite to k and equal to it
-    down, right = int(downs[0]), int(rights.min())
-    reach = kernel.shape[0] // 2 - down, kernel.shape[1] // 2 - right
-    region = _cut(image, rows, columns, reach=reach)
+    """`rows`, `columns` (start, stop) of the whole image, convolved with the kernel. The result is
+    rounded half up."""
+    down, right = kernel.reach
+    region = _cut(image, rows, columns, reach=kernel.reach)
     height, width, channels = rows[1] - rows[0], columns[1] - columns[0], image.shape[2]
     # All rows as one, so that moving the image is starting elsewhere. What lies beyond the columns
     # is summed too, which costs less than to end each row.
     stride = region.shape[1] * channels
-    levels = region.astype(np.int32).reshape(-1)
-    count = (height - 1) * stride + width * channels
-    last = len(levels) - count
-    moved = np.ndarray((last + 1, count), np.int32, levels, strides=(4, 4))  # row k: by k values
-    starts = (downs - down) * stride + (rights - right) * channels
-    weights = kernel[downs, rights, None]  # arrays: NumPy begins with them faster than with numbers
-    total, pair = np.empty(height * stride, np.int32), np.empty(count, np.int32)
-    sums, middle = total[:count], len(downs) // 2
-    np.multiply(moved[last // 2], weights[middle], sums)
-    for start, weight in zip(starts[:middle].tolist(), weights[:middle], strict=True):
-        np.add(moved[start], moved[last - start], pair)
-        np.multiply(pair, weight, pair)
-        np.add(sums, pair, sums)
-    sums += UNIT // 2
-    sums >>= BITS
-    blurred = total.reshape(height, stride)[:, : width * channels].astype(np.uint8)
-    return blurred.reshape(height, width, channels)
+    levels = region.astype(np.float32).reshape(-1)
+    count, last = (height - 1) * stride + width * channels, 2 * (down * stride + right * channels)
+    starts = (kernel.downs * stride + kernel.rights * channels).tolist()
+    blurred = np.empty(height * stride, np.uint8)
+    for first in range(0, count, AT_ONCE):
+        size = min(AT_ONCE, count - first)
+        # Row k: the levels from `first + k` on.
+        moved = np.ndarray((last + 1, size), np.float32, levels, 4 * first, strides=(4, 4))
+        pairs = np.empty((len(starts) + 1, size), np.float32)
+        for pair, start in zip(pairs, starts, strict=False):
+            np.add(moved[start], moved[last - start], pair)
+        pairs[-1] = moved[last // 2]
+        upper, lower = np.matmul(kernel.weights, pairs)
+        np.floor(lower, lower)
+        lower *= kernel.lower_unit
+        upper += lower
+        upper += 0.5
+        blurred[first : first + size] = upper
+    return blurred.reshape(height, stride)[:, : width * channels].reshape(height, width, channels)
 
 
 def _cut(

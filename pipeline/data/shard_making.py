@@ -5,7 +5,7 @@ nor on what was made before.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ class Crop:
     left: int
     corruption: Corruption
     layer: int | None  # of the rain's bank
-    rng: np.random.Generator  # for what the corruption draws pixel by pixel
+    rng: np.random.Generator  # of all crops of the photograph; the corruption draws from it in turn
 
 
 def plan_shards(photographs: int, validation: int, settings: ShardSettings) -> list[ShardUnit]:
@@ -191,38 +191,37 @@ def _add_crops(
     half to two thirds of the time that it takes after other steps."""
     layers = 0 if rain_layers is None else len(rain_layers)
     crops = [
-        _draw_crop(photograph, number, settings, rain_layers=layers)
+        crop
         for photograph in photographs
-        for number in range(settings.crops_per_image)
+        for crop in _draw_crops(photograph, settings, rain_layers=layers)
     ]
     images = [_cut_crop(crop, settings, rain_layers) for crop in crops]
     for crop, pictures in zip(crops, images, strict=True):
         writer.add(crop.name, pictures, _describe(crop, settings))
 
 
-def _draw_crop(
-    photograph: Photograph, number: int, settings: ShardSettings, *, rain_layers: int
-) -> Crop:
-    task, scale = settings.task, settings.task.scale
-    rng = generator("crop", settings.seed, photograph.key, task.name, number)
+def _draw_crops(
+    photograph: Photograph, settings: ShardSettings, *, rain_layers: int
+) -> Iterator[Crop]:
+    """The crops of a photograph, all from one generator: it takes longer to make than to ask."""
+    task, scale, count = settings.task, settings.task.scale, settings.crops_per_image
+    rng = generator("crops", settings.seed, photograph.key, task.name)
     # Positions are multiples of the scale, so that the small image's pixels are the same as if
     # the whole image were resized.
-    top, left = (
-        scale * int(rng.integers(side // scale - settings.patch_size + 1))
-        for side in photograph.clean.shape[:2]
-    )
-    corruption = task.corruption
-    if photograph.corrupted is None and task.stores_corrupted:
-        corruption = drawn(corruption, rng)
-    return Crop(
-        name=f"{photograph.key}-{number}",
-        photograph=photograph,
-        top=top,
-        left=left,
-        corruption=corruption,
-        layer=int(rng.integers(rain_layers)) if rain_layers else None,
-        rng=rng,
-    )
+    places = [side // scale - settings.patch_size + 1 for side in photograph.clean.shape[:2]]
+    positions = (scale * rng.integers(places, size=(count, 2))).tolist()
+    layers = rng.integers(rain_layers, size=count).tolist() if rain_layers else [None] * count
+    is_drawn = photograph.corrupted is None and task.stores_corrupted
+    for number, ((top, left), layer) in enumerate(zip(positions, layers, strict=True)):
+        yield Crop(
+            name=f"{photograph.key}-{number}",
+            photograph=photograph,
+            top=top,
+            left=left,
+            corruption=drawn(task.corruption, rng) if is_drawn else task.corruption,
+            layer=layer,
+            rng=rng,
+        )
 
 
 def _cut_crop(
