@@ -61,7 +61,7 @@ class Weights:
         half = len(downs) // 2
         lower_bits = FLOAT32_BITS - (255 * len(downs)).bit_length()
         if lower_bits < BITS + 8 - FLOAT32_BITS:
-            raise ValueError(f"{len(downs)} weights of a kernel are too many: the sums aren't exact")
+            raise ValueError(f"{len(downs)} weights of a kernel are more than have exact sums")
         upper, lower = np.divmod(kernel[downs, rights][: half + 1], 2**lower_bits)
         return Weights(
             reach=(len(kernel) // 2 - first_down, kernel.shape[1] // 2 - first_right),
