@@ -33,8 +33,12 @@ def gaussian_kernel(sigma: float) -> NDArray[np.int32]:
     """
     if not 0 < sigma < math.inf:
         raise ValueError(f"sigma {sigma} of a Gaussian blur is not a number above 0")
-    distances = np.arange(-GAUSSIAN_RADIUS, GAUSSIAN_RADIUS + 1)
-    return _normalised(np.exp(-0.5 * (distances / sigma) ** 2))
+    # By Python's numbers: for so few, NumPy takes twice as long.
+    ratios = [distance / sigma for distance in range(1, GAUSSIAN_RADIUS + 1)]
+    weights = [math.exp(-0.5 * ratio * ratio) for ratio in ratios]
+    unit = UNIT / (1 + 2 * sum(weights))
+    beside = [round(unit * weight) for weight in weights]
+    return np.array([*reversed(beside), UNIT - 2 * sum(beside), *beside], np.int32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
