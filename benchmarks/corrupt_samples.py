@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -159,6 +159,10 @@ class Measured:
     def share_of_decoding(self) -> float:
         """Of the rate that would be reached if decoding were all."""
         return self.rate * self.decoding / self.crops
+
+    def best_with(self, again: "Measured") -> "Measured":
+        seconds, decoding = min(self.seconds, again.seconds), min(self.decoding, again.decoding)
+        return replace(self, seconds=seconds, decoding=decoding)
 
 
 @dataclass(frozen=True, kw_only=True)
