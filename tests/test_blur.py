@@ -11,6 +11,7 @@ from pipeline.corruptions.blur import (
     blur_once,
     gaussian_kernel,
     motion_kernel,
+    motion_weights,
 )
 
 ROUNDED = 2**-19  # weights are multiples of 2**-20
@@ -139,9 +140,44 @@ def test_motion_over_few_or_many_pixels_is_exact_too(length):
     np.testing.assert_array_equal(blur(image, kernel), expected)
 
 
-def test_more_weights_than_have_exact_sums_are_refused():
-    with pytest.raises(ValueError, match="5041 weights"):
-        Weights.of(np.full((71, 71), UNIT // 71**2, np.int32))
+def test_sums_next_to_a_half_need_all_their_bits():
+    """A float32 for each weight, or two lower bits more, would round this up."""
+    image = np.full((3, 9, 1), 254, np.uint8)
+    image[:, 5:] = 255
+    nearly_half = np.array([[UNIT // 2 - 1, 2, UNIT // 2 - 1]], np.int32)
+
+    np.testing.assert_array_equal(
+        blur(image, nearly_half)[1, :, 0], [254, 254, 254, 254, 254, 255, 255, 255, 255]
+    )
+
+
+def test_as_many_weights_as_have_exact_sums():
+    """The sum ends just below a half, and its lower bits fill a float32."""
+    kernel = np.full((1, 4111), 255, np.int32)
+    kernel[0, 2055] = UNIT - 4110 * 255
+    image = np.full((1, 4111, 1), 143, np.uint8)
+    image[0, np.delete(np.arange(4111), 2055)[:2351]] = 144
+    image[0, 2055] = 0
+
+    middle = blur_region(image, kernel, rows=(0, 1), columns=(2055, 2056))
+
+    exact = int((kernel * image[:, :, 0].astype(np.int64)).sum())
+    assert exact % UNIT == UNIT // 2 - 1
+    assert middle.item() == exact // UNIT
+
+
+@pytest.mark.parametrize(("side", "middle"), [(4113, 1), (3, 0), (3, -4)])
+def test_kernels_that_have_no_exact_sums_are_refused(side, middle):
+    kernel = np.full((1, side), 2, np.int32)
+    kernel[0, side // 2] = middle
+
+    with pytest.raises(ValueError, match=f"weights, {middle} in the middle.*shorter motion"):
+        Weights.of(kernel)
+
+
+def test_weights_that_all_share_are_not_to_be_written():
+    assert not motion_weights(7, 30).weights.flags.writeable
+    assert motion_weights(7, 30) is motion_weights(7, 30)
 
 
 def test_sums_that_end_in_a_half_are_rounded_up():

@@ -1,20 +1,22 @@
 """Tasks beyond the paper and those of DnCNN's recipe, from photographs to batches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_samples import SMALL, corrupted, photograph
+from data_samples import SMALL, corrupted, listed, photograph, sr3_settings
 from PIL import Image
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, file_digest
 from pipeline.config import DataConfig
 from pipeline.corruptions.blur import blur_both_ways, blur_once, gaussian_kernel, motion_weights
 from pipeline.corruptions.grey import with_channels
 from pipeline.corruptions.jpeg import compress_region
+from pipeline.data import shard_making
 from pipeline.data.loader import training_batches
-from pipeline.data.rain_bank import open_layers
+from pipeline.data.rain_bank import LAYERS_FILE, open_layers
 from pipeline.data.shard_reader import open_shards
 from pipeline.data.source import read_photograph
 from pipeline.data.streams import Stream, open_stream
@@ -59,6 +61,29 @@ def test_targets_are_the_decoded_pixels_never_compressed_again(
         np.testing.assert_array_equal(
             images["clean"], whole[top : top + height, left : left + width]
         )
+
+
+@pytest.mark.parametrize("name", ["derain", "motion_blur"])
+def test_bytes_do_not_depend_on_which_photographs_are_corrupted_together(
+    jpegs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    source = listed(jpegs, tmp_path / "source")
+    layers = np.random.default_rng(0).integers(0, 99, (8, 40, 40), dtype=np.uint8)
+    np.save(tmp_path / LAYERS_FILE, layers)
+    digests = []
+    for together in (shard_making.BYTES_TOGETHER, 1):
+        monkeypatch.setattr(shard_making, "BYTES_TOGETHER", together)
+        shards = tmp_path / str(together)
+        shards.mkdir()
+        settings = sr3_settings(shards, source, jpegs, samples_per_shard=2**10)
+        settings = replace(settings, task=TASKS[name], rain_layers=None)
+        if TASKS[name].needs_rain_layers:
+            settings = replace(settings, rain_layers=tmp_path)
+        (unit, _) = shard_making.plan_shards(8, 2, settings)
+        shard_making.make_shard(settings, unit, after_image=lambda: None)
+        digests.append(file_digest(shards / "train-00000.tar"))
+
+    assert digests[0] == digests[1]
 
 
 def made_again(whole: np.ndarray, parameters: dict[str, float]) -> np.ndarray:

@@ -51,7 +51,7 @@ class Weights:
 
     reach: tuple[int, int]  # pixels down and right
     # (n // 2,) of the n weights: how far below and right of the first row and column they are. That
-    # opposite to each is equal to it; the last one is in the middle.
+    # opposite to each is equal to it; the odd one is in the middle.
     downs: NDArray[np.int64]
     rights: NDArray[np.int64]
     # (2, n // 2 + 1) in units of UNIT, and in units of `lower_unit` of that.
@@ -60,18 +60,27 @@ class Weights:
 
     @staticmethod
     def of(kernel: NDArray[np.int32]) -> "Weights":
+        """Those of a kernel of at most 4111 weights, the middle one above 0; else ValueError."""
         downs, rights = kernel.nonzero()
         first_down, first_right = int(downs[0]), int(rights.min())
         half = len(downs) // 2
         lower_bits = FLOAT32_BITS - (255 * len(downs)).bit_length()
-        if lower_bits < BITS + 8 - FLOAT32_BITS:
-            raise ValueError(f"{len(downs)} weights of a kernel are more than have exact sums")
+        middle = kernel[len(kernel) // 2, kernel.shape[1] // 2]
+        if lower_bits < BITS + 8 - FLOAT32_BITS or middle <= 0:
+            raise ValueError(
+                f"a kernel of {len(downs)} weights, {middle} in the middle, has no exact sums; a "
+                "shorter motion has fewer"
+            )
         upper, lower = np.divmod(kernel[downs, rights][: half + 1], 2**lower_bits)
+        weights = np.array([upper * (2**lower_bits / UNIT), lower / 2**lower_bits], np.float32)
+        downs, rights = downs[:half] - first_down, rights[:half] - first_right
+        for shared in (downs, rights, weights):  # by all who ask for the same motion
+            shared.flags.writeable = False
         return Weights(
             reach=(len(kernel) // 2 - first_down, kernel.shape[1] // 2 - first_right),
-            downs=downs[:half] - first_down,
-            rights=rights[:half] - first_right,
-            weights=np.array([upper * (2**lower_bits / UNIT), lower / 2**lower_bits], np.float32),
+            downs=downs,
+            rights=rights,
+            weights=weights,
             lower_unit=2**lower_bits / UNIT,
         )
 

@@ -30,8 +30,8 @@ def compress_region(
     content = BytesIO()
     # By Pillow: simplejpeg encodes with the faster of libjpeg's transforms, whose results differ.
     # As Image.fromarray does, in four fifths of the time.
-    whole = Image.frombytes("L" if grey else "RGB", squares.shape[1::-1], squares.tobytes())
-    whole.save(content, "JPEG", quality=quality, subsampling="4:2:0")
+    picture = Image.frombytes("L" if grey else "RGB", squares.shape[1::-1], squares.tobytes())
+    picture.save(content, "JPEG", quality=quality, subsampling="4:2:0")
     # Both decode to the same pixels; simplejpeg in a quarter of the time.
     decoded = simplejpeg.decode_jpeg(content.getvalue(), colorspace="GRAY" if grey else "RGB")
     return decoded[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]

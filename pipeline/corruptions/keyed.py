@@ -1,7 +1,7 @@
 """The one way that the project gets randomness: a generator that is a function of a key.
 
-Whatever is drawn for a sample depends on its key alone: not on which process drew it, nor on what
-was drawn before.
+Whatever is drawn depends on the key alone: not on which process drew it, nor on what was drawn for
+other keys before. All crops of a photograph share a key, and are drawn in order.
 """
 
 import numpy as np
