@@ -161,7 +161,8 @@ def _print_corrupting(config: RunConfig, resolved: dict[str, Resolved]) -> None:
     print("corrupting, by measured rates")
     for source, (photographs, _, origin) in counts.items():
         print(f"  {source}: {photographs:,} photographs, {origin}")
-    print_table(["stage", "core-hours", "TB", "files"], [*rows, ["all", *_cells(total)]])
+    name = "all" if all(row[-1] for row in rows) else "all measured"
+    print_table(["stage", "core-hours", "TB", "files"], [*rows, [name, *_cells(total)]])
     print(f"  rates: {rates.measured}\n")
 
 
@@ -189,7 +190,7 @@ def _photographs(config: RunConfig, name: str, source: Resolved) -> tuple[int, i
         return summary["images"], summary["validation"], "as listed"
     validation = config.sources[name].validation_images
     folders = {key: folder for key, _, folder in folders_read(config)}
-    folder = folders.get(f"sources.{name}.path")
+    folder = folders.get(f"sources.{name}.path") or folders.get(f"sources.{name}.clean")
     files = few_files(folder) if folder is not None and folder.is_dir() else None
     if files is not None:
         return files, min(validation, files), "the files in its folder; not listed yet"

@@ -62,7 +62,7 @@ class CorruptConfig(Section):
     crops_per_image: Positive = 8
     patch_size: Positive = 48  # of the corrupted image; the clean one is `scale` times larger
     samples_per_shard: Positive = 16384
-    format: Literal["npy", "png"] = "npy"  # png takes a third fewer bytes and twice the time
+    format: Literal["npy", "png"] = "npy"  # png: a third fewer bytes, twice to three times the time
     clip_noise: bool = True  # IPT clips noisy images to [0, 255]; DnCNN's recipe does not
     border: Literal["symmetric", "replicate"] = "symmetric"
     # Of the photographs, what may be damaged, too small or not to be listed; decides no content.

@@ -1,7 +1,8 @@
 """The restoration tasks. Heads, tails, queries, data streams, metrics and report rows derive from
 `TASKS`; a new task is one more row here and, if its corruption is new, one pure function.
 
-A parameter that is a pair is a range: every sample draws its own value, uniformly.
+A parameter that is a pair is a range: every sample draws its own value, uniformly; between whole
+numbers a whole one (for one of any kind, write 1.0).
 """
 
 from collections.abc import Iterable

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config import EvaluateConfig, RunConfig, TestSetConfig, TrainingConfig
 from pipeline.config_file import ConfigError
 from pipeline.graph import Graph, Stage
-from pipeline.tasks import Task, task_named
+from pipeline.tasks import TASKS, Task, task_named
 from stages.corrupt import corrupt_stage
 from stages.dncnn import dncnn_stage
 from stages.evaluate import evaluate_stage
@@ -31,7 +31,7 @@ def build_graph(config: RunConfig) -> Graph:
     seed = config.seed
     tasks = _tasks(config)
     sources = {
-        name: add(source_stage(name, source, seed=seed, largest_crop=_largest_crop(config, name)))
+        name: add(source_stage(name, source, seed=seed, **_crops(config, name)))
         for name, source in config.sources.items()
     }
     rain_layers = None
@@ -106,11 +106,16 @@ def _trained_from(config: RunConfig, source: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _largest_crop(config: RunConfig, source: str) -> int:
-    """Pixels per side of the clean image; real pairs are cut for the tasks that they serve."""
-    tasks = _tasks(config)
+def _crops(config: RunConfig, source: str) -> dict[str, int]:
+    """Pixels per side of the clean image: of the largest crop that the run cuts, real pairs only
+    for the tasks that they serve; and of the largest of any run, so that a task that is trained
+    later moves no photograph to the other side."""
+    tasks, size = _tasks(config), config.corrupt.patch_size
     served = _trained_from(config, source) if config.sources[source].is_pairs else ()
-    return config.corrupt.patch_size * max(tasks[name].scale for name in served or tasks)
+    return {
+        "largest_crop": size * max(tasks[name].scale for name in served or tasks),
+        "preferred_crop": size * max(task.scale for task in TASKS.values()),
+    }
 
 
 def _evaluation(config: RunConfig) -> EvaluateConfig:

@@ -38,10 +38,14 @@ class SourceStageConfig(Section):
     held_out: tuple[str, ...]
     seed: int
     largest_crop: int
+    preferred_crop: int
 
 
-def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: int) -> Stage:
-    """The stage that lists one source; `largest_crop` is in pixels of the clean image."""
+def source_stage(
+    name: str, source: SourceConfig, *, seed: int, largest_crop: int, preferred_crop: int = 0
+) -> Stage:
+    """The stage that lists one source. In pixels of the clean image: `largest_crop`, which
+    photographs for validation must have, and `preferred_crop`, which they have where most do."""
     path = source.path or source.clean
     assert path is not None  # SourceConfig has one of the two
     try:
@@ -56,11 +60,12 @@ def source_stage(name: str, source: SourceConfig, *, seed: int, largest_crop: in
         held_out=source.held_out,
         seed=seed,
         largest_crop=largest_crop,
+        preferred_crop=preferred_crop,
     )
     return Stage(
         name=f"source@{name}",
         kind="source",
-        version=3,
+        version=4,
         config=config,
         run=partial(run, skip_damaged=source.skip_damaged),
         stale=_stale,
@@ -104,6 +109,7 @@ def run(job: Job, *, skip_damaged: bool) -> dict[str, JSON]:
             validation_images=config.validation_images,
             held_out=config.held_out,
             largest_crop=config.largest_crop,
+            preferred_crop=config.preferred_crop,
         )
     except (SourceError, PatternError) as error:
         raise StageError(str(error)) from error

@@ -136,9 +136,17 @@ def index_of(photographs: Path | str, folder: Path, **settings: object) -> Sourc
     return SourceIndex(artifact.folder, Path(artifact.manifest.summary["root"]))
 
 
-def listing_stage(photographs: Path | str, *, largest_crop: int = 32, **settings: object) -> Stage:
+def listing_stage(
+    photographs: Path | str,
+    *,
+    largest_crop: int = 32,
+    preferred_crop: int = 0,
+    **settings: object,
+) -> Stage:
     config = SourceConfig(path=str(photographs), **({"validation_images": 2} | settings))
-    return source_stage("photos", config, seed=0, largest_crop=largest_crop)
+    return source_stage(
+        "photos", config, seed=0, largest_crop=largest_crop, preferred_crop=preferred_crop
+    )
 
 
 def corrupting_stage(

@@ -86,7 +86,11 @@ def test_a_shard_of_nothing_is_a_shard(tmp_path: Path, image_format: str) -> Non
     with writing_shard(tmp_path, "train-00000", image_format=image_format) as writer:
         writer.finish([{"path": "a.jpg", "kind": "empty file", "reason": "empty file"}])
 
-    assert open_shards(tmp_path, "train").counts == [0]
+    write_shard(tmp_path, name="train-00001", image_format=image_format)
+    reader = open_shards(tmp_path, "train")
+
+    reader.check([0, 1], contents=True)
+    assert reader.counts == [0, len(KEYS)]
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:

@@ -142,6 +142,37 @@ def test_validation_takes_only_photographs_that_every_task_can_crop(tmp_path: Pa
     assert all(name.startswith("large") for name in chosen)
 
 
+def test_a_task_of_a_larger_scale_moves_no_photograph_to_the_other_side(tmp_path: Path) -> None:
+    """Else the shards of all other tasks would be made again."""
+    for number in range(24):
+        image = photograph(number, height=40 if number % 4 else 20, width=48)
+        path = tmp_path / "in" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+
+    few, more = (
+        listed(
+            tmp_path / "in",
+            tmp_path / str(crop),
+            largest_crop=crop,
+            preferred_crop=40,
+            validation_images=7,
+        )
+        for crop in (10, 40)
+    )
+
+    assert few.manifest.config != more.manifest.config
+    assert few.identity == more.identity
+
+
+def test_photographs_of_no_preferred_size_are_kept_for_validation_too(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "in", 6)
+
+    index = index_of(photographs, tmp_path / "out", preferred_crop=1000, validation_images=2)
+
+    assert index.validation.sum() == 2
+
+
 def test_held_out_patterns_choose_validation(tmp_path: Path) -> None:
     photographs = write_photographs(tmp_path / "in", 6)
 

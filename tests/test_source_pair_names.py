@@ -9,6 +9,18 @@ from pipeline.data.source_index import SourceIndex
 from pipeline.graph import StageError
 
 
+def test_one_folder_is_not_both_sides(tmp_path: Path) -> None:
+    """Every photograph would be its own corrupted version."""
+    write_pairs(tmp_path, clean="norain-{}.png", corrupted="rain-{}.png")
+    for path in (tmp_path / "corrupted").iterdir():
+        path.rename(tmp_path / "clean" / path.name)
+    (tmp_path / "corrupted").rmdir()
+    (tmp_path / "corrupted").symlink_to("clean")
+
+    with pytest.raises(StageError, match=r"clean: is both clean and corrupted; name two folders"):
+        listed_pairs(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("clean", "corrupted"),
     [

@@ -12,7 +12,7 @@ from source_samples import PAIRS, listed_pairs, pairs_stage, write_pairs
 
 from pipeline import config
 from pipeline.artifacts import Artifact
-from pipeline.config import RunConfig, SourceConfig
+from pipeline.config import RunConfig, Runtime, SourceConfig
 from pipeline.config_file import ConfigError
 from pipeline.data.loader import validation_crops
 from pipeline.data.order import SampleIds
@@ -22,6 +22,7 @@ from pipeline.data.source_index import SourceIndex
 from pipeline.data.streams import Drawn, open_stream
 from pipeline.data.testsets import open_test_set
 from pipeline.graph import StageError
+from pipeline.report.facts import samples_section
 from pipeline.report.samples import validation_samples
 from pipeline.tasks import TASKS
 from stages.corrupt import corrupt_stage
@@ -54,6 +55,14 @@ def samples_of(artifact: Artifact) -> list[tuple[dict, np.ndarray, np.ndarray]]:
             images = (reader.images(name, shards, places) for name in ("corrupted", "clean"))
             samples += zip(map(json.loads, texts), *images, strict=True)
     return samples
+
+
+def test_the_report_shows_pairs_as_given(tmp_path: Path) -> None:
+    artifact = cropped("derain", write_pairs(tmp_path))
+
+    (shown,) = samples_section({artifact.manifest.stage: artifact}, Runtime())
+
+    assert shown["parameters"].startswith("given, scale 1")
 
 
 @pytest.mark.parametrize(("task", "scale"), [("derain", 1), ("denoise30", 1), ("sr2", 2)])

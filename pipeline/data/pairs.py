@@ -47,6 +47,11 @@ def write_pairs(
     skip_damaged: bool,
 ) -> Listing:
     """List both folders into `folder` and write which photographs are a pair."""
+    if clean.samefile(corrupted):
+        raise SourceError(
+            f"{clean}: is both clean and corrupted; name two folders, moving the photographs apart "
+            "where they lie side by side"
+        )
     below = folder / CORRUPTED_FOLDER
     below.mkdir(exist_ok=True)
     others = write_index(

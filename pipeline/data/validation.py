@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice
@@ -16,6 +16,9 @@ from pipeline.data.pairs import read_as_corrupted
 from pipeline.data.source import SourceError, UnreadablePhotograph
 from pipeline.data.source_index import INDEX_FILE, SourceIndex
 
+# Photographs of usable size that are looked at for one of the preferred size.
+LOOKED_AT = 4
+
 
 def choose_validation(
     index: SourceIndex,
@@ -25,58 +28,69 @@ def choose_validation(
     validation_images: int,
     held_out: Sequence[str],
     largest_crop: int,
+    preferred_crop: int,
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
     """Mark in the index which photographs never enter training; returns the marks (n,) and what
     was found unreadable on the way.
 
     Those that match a pattern of `held_out`; without patterns, the `validation_images` smallest by
-    a keyed hash among those that can be read and are at least `largest_crop` pixels per side. At
-    least one such photograph must be on either side.
+    a keyed hash among those that can be read and are at least `largest_crop` pixels per side; of
+    the first few, those of `preferred_crop` come first. At least one that can be used must be on
+    either side.
     """
     unreadable: list[dict[str, str]] = []
 
     @cache
-    def is_usable(number: int) -> bool:
+    def shorter_side(number: int) -> int:
+        """In pixels, 0 if it can't be read."""
         try:
             image = _readable_photograph(index, number)
         except UnreadablePhotograph as error:
             unreadable.append({"path": error.name or index.name(number), "reason": str(error)})
-            return False
-        return min(image.shape[:2]) >= largest_crop
+            return 0
+        return min(image.shape[:2])
 
     by_rank = np.argsort(mix(index.keys ^ keyed_number("validation", seed)), kind="stable")
     if held_out:
         mask = _matching(index, held_out)
     else:
         mask = np.zeros(len(index), dtype=bool)
-        mask[list(islice(filter(is_usable, by_rank), validation_images))] = True
+        ranked = (number for number in by_rank if shorter_side(number) >= largest_crop)
+        mask[_first(ranked, validation_images, lambda n: shorter_side(n) >= preferred_crop)] = True
     has_validation, has_training = (
-        any(is_usable(number) for number in by_rank[mask[by_rank] == side])
+        any(shorter_side(number) >= largest_crop for number in by_rank[mask[by_rank] == side])
         for side in (True, False)
     )
-    usable = int(mask.sum())
-    size = f"readable and at least {largest_crop} pixels per side"
-    first = "".join(f"; {each['path']}: {each['reason']}" for each in unreadable[:1])
-    if held_out and not (has_validation and has_training):
-        side = "matching" if not has_validation else "other"
-        raise SourceError(
-            f"{index.root}: held_out {', '.join(held_out)}: no {side} photograph is {size}; "
-            f"training and validation need at least one each{first}"
-        )
-    if not has_training and usable >= 2:
-        raise SourceError(
-            f"{index.root}: validation_images: {validation_images} would keep all {usable} "
-            f"usable photographs ({size}) out of training; use at most {usable - 1}"
-        )
-    if not has_training:
-        raise SourceError(
-            f"{index.root}: {usable} of {len(index)} photographs can be used ({size}); training "
-            f"and validation need at least 2{first}"
-        )
+    if not (has_validation and has_training):
+        size = f"readable and at least {largest_crop} pixels per side"
+        first = "".join(f"; {each['path']}: {each['reason']}" for each in unreadable[:1])
+        usable = int(mask.sum())
+        if held_out:
+            side = "matching" if not has_validation else "other"
+            found = f"held_out {', '.join(held_out)}: no {side} photograph is {size}; training and "
+            found += f"validation need at least one each{first}"
+        elif usable >= 2:
+            found = f"validation_images: {validation_images} would keep all {usable} usable "
+            found += f"photographs ({size}) out of training; use at most {usable - 1}"
+        else:
+            found = f"{usable} of {len(index)} photographs can be used ({size}); training and "
+            found += f"validation need at least 2{first}"
+        raise SourceError(f"{index.root}: {found}")
     rows = np.load(folder / INDEX_FILE)
     rows["validation"] = mask
     save_rows(rows, folder)
     return mask, sorted(unreadable, key=lambda each: each["path"])
+
+
+def _first(ranked: Iterable[int], count: int, is_preferred: Callable[[int], bool]) -> list[int]:
+    """`count` of them; of the first LOOKED_AT times as many, those that are preferred first."""
+    preferred: list[int] = []
+    others: list[int] = []
+    for number in islice(ranked, LOOKED_AT * count):
+        (preferred if is_preferred(number) else others).append(number)
+        if len(preferred) == count:
+            break
+    return [*preferred, *others][:count]
 
 
 def _readable_photograph(index: SourceIndex, number: int) -> np.ndarray:

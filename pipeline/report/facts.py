@@ -180,7 +180,7 @@ def samples_section(corrupt: Mapping[str, Artifact], runtime: Runtime) -> list[d
             {
                 "task": name,
                 "title": task.title,
-                "parameters": ", ".join([row["corruption"], *drawn_with]),
+                "parameters": ", ".join([row.get("corruption", "given"), *drawn_with]),
                 # What was drawn for each of them, from left to right.
                 "shown": {key: ", ".join(map(str, values)) for key, values in shown.items()},
                 "count": len(samples),
