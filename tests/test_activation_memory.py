@@ -96,7 +96,9 @@ def test_subset_keeps_checkpointing() -> None:
     assert model.task_subset(("sr2",)).activation_checkpointing
 
 
-@pytest.mark.parametrize("stage_name", ["pretrain", "finetune-sr2"])
+@pytest.mark.parametrize(
+    "stage_name", [pytest.param("pretrain", marks=pytest.mark.slow), "finetune-sr2"]
+)
 def test_training_with_checkpointing_gives_the_same_weights(
     finished: Run, tmp_path: Path, stage_name: str
 ) -> None:

@@ -12,12 +12,13 @@ from pipeline.artifacts import read_manifest
 from pipeline.locks import holder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "moment"),
     [
-        pytest.param(signal.SIGKILL, "corrupt-sr4@photos/*/shards/*.tar", marks=pytest.mark.slow),
+        (signal.SIGKILL, "corrupt-sr4@photos/*/shards/*.tar"),
         (signal.SIGKILL, "pretrain/*/checkpoints/step-*2"),
-        pytest.param(signal.SIGINT, "pretrain/*/checkpoints/step-*2", marks=pytest.mark.slow),
+        (signal.SIGINT, "pretrain/*/checkpoints/step-*2"),
     ],
     ids=["killed in corrupt", "killed in pretrain", "Ctrl-C in pretrain"],
 )
