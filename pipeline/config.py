@@ -4,6 +4,7 @@ The defaults are the paper's recipe. Everything here except `Runtime` decides re
 fingerprints; `Runtime` decides only where, how fast and how talkative.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -73,7 +74,8 @@ class RainLayersConfig(Section):
     preset: Literal["light", "heavy"] = "light"  # like Rain100L, like Rain100H
     layers: Annotated[int, Field(ge=2)] = 200  # a quarter is kept out of training
     size: Annotated[int, Field(ge=64)] = 512
-    folder: str | None = None  # grey streak images to use instead of rendered ones
+    # Grey streak images to use instead of rendered ones.
+    folder: Annotated[str, AfterValidator(os.path.expanduser)] | None = None
 
 
 class DataConfig(Section):

@@ -1,5 +1,6 @@
 """Cuts crops from photographs, corrupts them for one task and packs them into shards."""
 
+import errno
 import logging
 import multiprocessing
 import time
@@ -7,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
@@ -125,9 +127,10 @@ def run(job: Job, task: Task, *, most_skipped: float) -> dict[str, JSON] | None:
     except (ShardError, PairError) as error:
         raise StageError(str(error)) from error
     except OSError as error:
+        full = " (free some space)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise StageError(
             f"{error.filename or settings.folder}: {error.strerror or error}. Finished shards are "
-            "kept; once this is mended (disk full: free some space), run the same command again"
+            f"kept; once this is mended{full}, run the same command again"
         ) from error
     job.digests.update({f"shards/{each.file}": each.sha256 for each in done.values()})
     return _summary(job, task, done, replace(skipping, kinds=Counter()))
@@ -166,11 +169,9 @@ def _finished(folder: Path, units: Sequence["ShardUnit"]) -> dict["ShardUnit", "
 def _delete_half_written(folder: Path, *, older_than: float) -> None:
     """Delete what writers that were killed left, unless another part may be writing it."""
     for path in folder.glob(".*.tmp"):
-        try:
+        with suppress(FileNotFoundError):  # its writer was alive, and finished
             if time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()
-        except FileNotFoundError:  # its writer was alive, and finished
-            continue
 
 
 @dataclass

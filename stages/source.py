@@ -15,7 +15,7 @@ from pipeline.artifacts import JSON, Manifest
 from pipeline.config import SourceConfig
 from pipeline.config_file import ConfigError
 from pipeline.config_section import Section
-from pipeline.data.folder_tree import changed_folder, is_empty, path_text
+from pipeline.data.folder_tree import changed_folder, is_empty, path_text, tree_times
 from pipeline.data.patterns import PatternError, expand_braces, matching_files, parse_dataset
 from pipeline.data.source_paths import check_form, source_kind
 from pipeline.graph import Job, Stage, StageError
@@ -237,8 +237,13 @@ def _checked_folder(path: str) -> Path:
 
 
 def _container_times(config: SourceStageConfig) -> dict[str, JSON]:
-    """Bytes and nanoseconds of tars and parquet files. What isn't local is not watched."""
-    if config.corrupted is not None or source_kind(config.path) not in ("tars", "parquet"):
+    """Bytes and nanoseconds of tars, parquet files and what is in a folder that is a dataset; none
+    of one that is gone or empty. What isn't local is not watched."""
+    kind = source_kind(config.path)
+    if config.corrupted is None and kind == "dataset":
+        folder = Path(parse_dataset(config.path).name).absolute()
+        return dict(tree_times(folder)) if folder.is_dir() and not is_empty(folder) else {}
+    if config.corrupted is not None or kind not in ("tars", "parquet"):
         return {}
     files = matching_files(str(resolve_location(config.path)))
     statuses = {path_text(os.fsencode(file)): file.stat() for file in files}
@@ -261,7 +266,7 @@ def _stale(config: Section, manifest: Manifest) -> str | None:
             changed = changed_folder(modified)
         else:
             found = _container_times(config)
-            names = found.keys() | modified.keys()
+            names = found.keys() | modified.keys() if found else set()
             changed = min(
                 (name for name in names if found.get(name) != modified.get(name)), default=None
             )

@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from launch.local import run_graph
 from pipeline.artifacts import Artifact
 from pipeline.config import CorruptConfig, RunConfig, Runtime, SourceConfig
 from pipeline.graph import Graph, StageError
+from stages import corrupt
 
 REPOSITORY = Path(__file__).parents[1]
 LONGER = SMALL.model_copy(update={"crops_per_image": 100, "samples_per_shard": 200})
@@ -132,6 +134,20 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
         execute(stage, tmp_path, {"source": source}, workers=2)
 
     assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_only_a_full_disk_is_told_to_free_space(
+    photographs: Path, source: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remedies = {errno.ENOSPC: r"mended \(free some space\), run", errno.EIO: "mended, run"}
+    for code, remedy in remedies.items():
+
+        def fail(*_: object, code: int = code) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(corrupt, "_make", fail)
+        with pytest.raises(StageError, match=rf"^{tmp_path}/shards: {os.strerror(code)}.*{remedy}"):
+            execute(corrupting_stage("sr3", photographs), tmp_path, {"source": source})
 
 
 def test_workers_that_cannot_start_are_not_said_to_want_memory(

@@ -93,6 +93,30 @@ def test_a_path_that_nothing_reads_is_refused_before_anything_is_made(
         listing_stage(path)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://me:secret@example.org/{0..1}.tar",
+        "https://{me:secret@example.org/0,example.org/1}.tar",
+        "{https://example.org/0.tar,https://me:secret@example.org/1.tar}",
+        "http{s://me:secret,://me:secret}@example.org/1.tar",
+        "https://me:se{cret@example.org/0.tar",
+        "https://secret@example.org/0.tar",
+        "s3://me:secret@bucket/0.tar",
+        "https://me:secret@example.org/0.zip",
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_shown(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"photos.path: an address with .* signed") as refused:
+        listing_stage(path)
+
+    assert "secret" not in str(refused.value)
+
+
+def test_what_follows_the_host_may_have_an_at_sign() -> None:
+    listing_stage("https://example.org/@me/{0..1}.tar?user=me@example.org")
+
+
 def test_a_folder_may_be_called_like_a_compressed_tar(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a.tar.gz", encoded_photographs(2))
 

@@ -6,11 +6,12 @@ import pytest
 from data_samples import execute, imported_by, run_bank
 from PIL import Image
 
-from pipeline.config import RainLayersConfig
+from pipeline.config import RainLayersConfig, RunConfig
 from pipeline.corruptions.keyed import generator
 from pipeline.corruptions.rain import render_layer
 from pipeline.graph import Graph, Stage, StageError
 from stages.rain_layers import rain_layers_stage
+from stages.recipe import folders_read
 
 
 def write_streaks(path: Path, height: int, width: int, *, seed: int = 0) -> np.ndarray:
@@ -170,9 +171,10 @@ def test_plan_with_a_folder_of_streaks_imports_no_numpy(tmp_path):
     make_artifact(rain_layers_stage(config, seed=0), tmp_path / "runs")
     code = f"""
 from pathlib import Path
-from pipeline.config import RainLayersConfig
+from pipeline.config import RainLayersConfig, RunConfig
 from pipeline.graph import Graph
 from stages.rain_layers import rain_layers_stage
+from stages.recipe import folders_read
 config = RainLayersConfig(layers=2, size=64, folder={config.folder!r})
 graph = Graph(stages=(rain_layers_stage(config, seed=0),))
 resolved = graph.resolve(Path({str(tmp_path / "runs")!r}))
@@ -180,3 +182,20 @@ assert resolved["rain-layers"].state == "done"
 """
 
     assert "numpy" not in imported_by(code)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_streaks(tmp_path / "streaks" / "a.png", 64, 64)
+    config = RunConfig(
+        name="run",
+        sources={"photos": {"path": "photos"}},
+        rain_layers={"layers": 2, "size": 64, "folder": "~/streaks"},
+    )
+    stage = rain_layers_stage(config.rain_layers, seed=0)
+    make_artifact(stage, tmp_path / "runs")
+
+    write_streaks(tmp_path / "streaks" / "b.png", 64, 64, seed=1)
+
+    assert ("rain_layers.folder", "rain-layers", tmp_path / "streaks") in folders_read(config)
+    assert "changed" in Graph(stages=(stage,)).resolve(tmp_path / "runs")["rain-layers"].reason

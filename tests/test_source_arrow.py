@@ -6,8 +6,10 @@ import pytest
 from arrow_samples import PHOTOGRAPHS, ROWS, index_in, numbered, write_parquet
 from data_samples import (
     corrupted,
+    execute,
     imported_by,
     listed,
+    listing_stage,
     shard_bytes,
 )
 from pyarrow import parquet
@@ -16,6 +18,8 @@ from source_samples import (
     tar_bytes,
     write_folder,
 )
+
+from pipeline.data import folder_tree
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
@@ -139,3 +143,32 @@ def test_reading_needs_no_library_of_formats(tmp_path: Path) -> None:
     )
 
     assert not {"torch", "webdataset", "datasets", "pyarrow", "huggingface_hub"} & modules
+
+
+@pytest.mark.parametrize("most_named", [10_000, 1])
+def test_a_folder_that_is_a_dataset_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_named: int
+) -> None:
+    monkeypatch.setattr(folder_tree, "MOST_NAMED", most_named)
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "in" / "data", ROWS[:4], ("train.parquet",))
+    (tmp_path / "in" / "nowhere").symlink_to("gone")
+    stage = listing_stage("hf:in")
+    artifact = execute(stage, tmp_path / "out")
+    assert artifact is not None
+    assert stage.stale is not None
+    assert stage.stale(stage.config, artifact.manifest) is None
+    whole = tmp_path / "in" / "data" / "train.parquet"
+
+    write_parquet(tmp_path / "all", ROWS[:8], ("train.parquet",))
+    whole.write_bytes((tmp_path / "all" / "train.parquet").read_bytes())  # no folder's time tells
+
+    changed = whole if most_named > 1 else tmp_path / "in"
+    assert stage.stale(stage.config, artifact.manifest) == f"{changed} changed since it was listed"
+    again = execute(stage, tmp_path / "again")
+    assert again is not None
+    assert again.manifest.summary["images"] == 8
+    (tmp_path / "in").rename(tmp_path / "moved")
+    assert stage.stale(stage.config, again.manifest) is None
+    (tmp_path / "in").mkdir()  # where it should be mounted
+    assert stage.stale(stage.config, again.manifest) is None

@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 from dataclasses import replace
@@ -176,3 +177,36 @@ def test_signs_of_life_are_given_while_datasets_prepares_its_files(
 
     threads = {thread.name for thread in threading.enumerate()}
     assert "telling" not in threads
+
+
+def test_a_folder_of_parquet_files_gives_the_pattern_that_names_them(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in" / "table.parquet" / "year=1", ROWS[:4], ("part.0.parquet",))
+    write_parquet(tmp_path / "in" / "plain", ROWS[4:], ("b.parquet",))
+    said = {
+        "": rf"no photograph .*2 of them parquet files\); .* to {tmp_path}/in/\*\*/\*.parquet;",
+        "/table.parquet": r"^\S+/table.parquet: a folder; .*: \S+/table.parquet/\*\*/\*.parquet$",
+        "/*.parquet": r"^\S+/table.parquet: a folder; .*: \S+/table.parquet/\*\*/\*.parquet$",
+    }
+
+    for number, (path, message) in enumerate(said.items()):
+        with pytest.raises(StageError, match=message):
+            listed(f"{tmp_path}/in{path}", tmp_path / f"refused {number}")
+    every = index_in(listed(tmp_path / "in" / "**" / "*.parquet", tmp_path / "out"))
+    one = index_in(listed(tmp_path / "in" / "table.parquet" / "**" / "*.parquet", tmp_path / "one"))
+
+    assert sorted(contents_of(every).values()) == sorted(PHOTOGRAPHS.values())
+    assert sorted(contents_of(one).values()) == sorted(list(PHOTOGRAPHS.values())[:4])
+
+
+def test_a_parquet_file_that_the_disk_fails_to_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "in", ROWS[:4], ("a.parquet",))
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(parquet, "ParquetFile", fail)
+
+    with pytest.raises(StageError, match=rf"^{tmp_path}/in/a.parquet: can't be read \(Input/out"):
+        listed(tmp_path / "in" / "a.parquet", tmp_path / "out")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.data.containers import container_at
+from pipeline.data.containers import container_at, reading
 from pipeline.data.listing import Listing
 from pipeline.data.patterns import NamedDataset
 from pipeline.data.source import SourceError
@@ -47,6 +47,7 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
     import datasets
     from pyarrow import parquet
 
+    paths = _without_folders(paths)
     names = [os.fsencode(path.name) for path in paths]
     if len(set(names)) < len(names):
         raise SourceError(
@@ -57,7 +58,10 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
         if "::" in str(path):
             raise SourceError(f"{path}: `datasets` takes :: for a file in an archive; rename it")
     try:
-        rows = {path: parquet.ParquetFile(path).metadata.num_rows for path in paths}
+        rows = {}
+        for path in paths:
+            with reading(path):
+                rows[path] = parquet.ParquetFile(path).metadata.num_rows
         # `datasets` takes names for patterns, and stops at a file without rows.
         files = [glob.escape(str(path)) for path in paths if rows[path]]
         if not files:
@@ -73,6 +77,19 @@ def list_parquet(listing: Listing, paths: Sequence[Path]) -> None:
         where = ", ".join(map(str, paths[:3]))
         raise SourceError(f"{where}: {_one_line(error)}; repair or replace the file") from error
     _list_cached(listing, cached, list(zip(names, rows.values(), strict=True)), str(paths[0]))
+
+
+def _without_folders(paths: Sequence[Path]) -> list[Path]:
+    """Spark and Dask call the folder of a table x.parquet: it stands for none of the files in it,
+    which the pattern may name as well."""
+    folders = {path for path in paths if path.is_dir()}
+    read = {parent for path in paths for parent in path.parents}
+    if unread := sorted(folders - read):
+        raise SourceError(
+            f"{unread[0]}: a folder; set the path of the source to the parquet files in it: "
+            f"{unread[0]}/**/*.parquet"
+        )
+    return [path for path in paths if path not in folders]
 
 
 def list_dataset(listing: Listing, named: NamedDataset) -> None:

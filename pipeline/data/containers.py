@@ -5,12 +5,13 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.artifacts import write_json
-from pipeline.data.source import SourceError
+from pipeline.data.source import SourceError, readable
 
 CONTAINERS_FILE = "containers.json"
 FILES_KEPT = 64  # open, per index
@@ -40,13 +41,27 @@ class Places:
     corrupted_root: str | None = None  # of real pairs: the folder of the corrupted versions
 
 
+@contextmanager
+def reading(path: Path | str | bytes, *, below: Path | None = None) -> Iterator[None]:
+    """Name the file in errors of reading it: through an open descriptor, the system names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        place = os.path.join(os.fsencode(below or ""), os.fsencode(path))
+        # A new one: what is changed in an error doesn't reach another process.
+        reason = f"can't be read ({error.strerror or error})"
+        raise OSError(error.errno, reason, readable(place)) from error
+
+
 def container_at(path: Path, *, stored_as: str | None = None) -> Container:
     """The container as it is now; `stored_as` is its path from the index, if both move together."""
     status = path.stat()
     size = status.st_size
     if stored_as is None:
         return Container(path=str(path), bytes=size, modified_ns=status.st_mtime_ns)
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return Container(path=stored_as, bytes=size, content=file_content(file.fileno(), size))
 
 
@@ -101,7 +116,8 @@ class ContainerReader:
         descriptor = self._descriptor(container)
         parts = []
         while size:
-            part = os.pread(descriptor, size, offset)
+            with reading(self._containers[container].path, below=self._folder):
+                part = os.pread(descriptor, size, offset)
             if not part:
                 raise SourceError(
                     f"{self.path(container)}: shorter than listed: the source changed"
@@ -130,9 +146,10 @@ class ContainerReader:
         if listed.content is None:
             is_same = listed.modified_ns in (None, modified_ns)
         else:
-            is_same = self._compared.get(container) == modified_ns or (
-                file_content(descriptor, listed.bytes) == listed.content
-            )
+            with reading(path):
+                is_same = self._compared.get(container) == modified_ns or (
+                    file_content(descriptor, listed.bytes) == listed.content
+                )
         found = None
         if status.st_size != listed.bytes:
             found = f"has {status.st_size} bytes, {listed.bytes} when listed"

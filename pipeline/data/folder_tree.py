@@ -97,6 +97,22 @@ class FolderTimes:
         return {path_text(self._root): f"{self._count:,} folders, {digest}"}
 
 
+def tree_times(root: Path) -> dict[str, int | str]:
+    """A record of FolderTimes that knows the files too, their bytes and times: what is read of them
+    lies elsewhere, so that nothing else notices that one was written to."""
+    times, files = FolderTimes(root), dict[bytes, str]()
+
+    def add(name: bytes, entry: os.DirEntry[bytes]) -> None:
+        with suppress(FileNotFoundError):  # a link that leads nowhere
+            status = entry.stat()
+            files[name] = f"{status.st_size} bytes, {status.st_mtime_ns}"
+
+    visit(root, entered=times.add, found=add, closed=times.add_closed)
+    for name in sorted(files):  # the digest depends on the order
+        times.add(name, files[name])
+    return times.record()
+
+
 def changed_folder(recorded: Mapping[str, int | str]) -> str | None:
     """A folder of a record of FolderTimes that was changed since, or is gone; None if none was.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.containers import file_content
+from pipeline.data.containers import file_content, reading
 from pipeline.data.folder_tree import FolderTimes, visit
 from pipeline.data.listing import Listing, is_photograph
 
@@ -132,6 +132,7 @@ def _content(path: bytes, size: int) -> int | None:
     except PermissionError:
         return 0
     try:
-        return file_content(descriptor, size)
+        with reading(path):
+            return file_content(descriptor, size)
     finally:
         os.close(descriptor)

@@ -46,7 +46,7 @@ class Listing:
         self.lost: list[str] = []  # the places among them that hide who knows how many photographs
         self.containers: list[Container] = []
         self.other_files = 0
-        self.tars = 0  # of the other files
+        self.tars = self.parquet_files = 0  # of the other files
         self.commit: str | None = None  # of a dataset of the Hub
         self.repeated_links = 0  # to files that are listed themselves
         self.folder_times: dict[str, int | str] = {}  # see `folder_tree.FolderTimes`
@@ -108,6 +108,7 @@ class Listing:
         """A file whose name is no photograph's."""
         self.other_files += 1
         self.tars += name.endswith(b".tar")
+        self.parquet_files += name.endswith(b".parquet")
 
     def refuse(self, name: bytes, reason: str) -> None:
         self.unreadable.append({"path": readable(name), "reason": reason})
@@ -202,6 +203,12 @@ def _nothing_found(where: str, listing: Listing) -> str:
             if listing.containers
             else f"tars in a folder are read by name: set the path of the source to {where}/*.tar, "
             f"or to {where}/**/*.tar if they lie deeper; unpack those of real pairs"
+        )
+    elif listing.parquet_files and not listing.containers:
+        others += f", {listing.parquet_files} of them parquet files"
+        advice = (
+            "parquet files are read by name: set the path of the source to "
+            f"{where}/**/*.parquet; of real pairs, only image files are read"
         )
     first = "".join(f"; {each['path']}: {each['reason']}" for each in listing.unreadable[:1])
     return f"{where}: no photograph in it, at any depth ({others}); {advice}{first}"

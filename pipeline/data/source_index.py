@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.containers import ContainerReader, read_places
+from pipeline.data.containers import ContainerReader, read_places, reading
 from pipeline.data.decoding_memory import MOST_MEMORY
 from pipeline.data.source import (
     NO_MEMORY,
@@ -136,8 +136,9 @@ class SourceIndex:
         try:
             if row["container"] != OWN_FILE:
                 return self._containers.read(int(row["container"]), int(row["offset"]), size)
+            path = self.path(number)
             # Unbuffered, it is read at once into one block of its size.
-            with self.path(number).open("rb", buffering=0) as file:
+            with reading(path), path.open("rb", buffering=0) as file:
                 data = file.read()
                 # Looked at last, so that what is written meanwhile is noticed too.
                 modified_ns = os.fstat(file.fileno()).st_mtime_ns

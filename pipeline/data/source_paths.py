@@ -10,6 +10,7 @@ from pipeline.data.patterns import PatternError, ascii_url, expand_braces, parse
 
 Kind = Literal["folder", "tars", "parquet", "dataset", "urls"]
 _UNPACKERS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd"}
+_LOGIN = re.compile(r"://[^/?#]*@")
 _COMPRESSED_TAR = re.compile(r"\.(?:tar\.|t)(gz|bz2|xz|zst)$")
 
 
@@ -22,6 +23,12 @@ def source_kind(path: str) -> Kind:
 
 def check_form(path: str) -> None:
     """Raise PatternError for what no listing can read, before anything is made."""
+    if any(map(_LOGIN.search, [path, *_alternatives(path)])):  # shown nowhere, not here either
+        raise PatternError(
+            "an address with a user name or a password before its host, which is not sent; name "
+            "one that is signed (https://host/name.tar?token=…), or download the tars and name the "
+            "files"
+        )
     if source_kind(path) == "dataset":
         parse_dataset(path)
         return

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data.containers import container_at
+from pipeline.data.containers import container_at, reading
 from pipeline.data.listing import Listing, is_photograph
 from pipeline.data.source import SourceError
 
@@ -33,7 +33,7 @@ def list_tars(listing: Listing, paths: Sequence[Path], *, beside: Path | None = 
     for path in paths:
         stored_as = os.path.relpath(path.resolve(), beside.resolve()) if beside else None
         listing.containers.append(container_at(path, stored_as=stored_as))
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             _list_tar(listing, path, file.fileno())
 
 
