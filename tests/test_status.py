@@ -15,7 +15,7 @@ from stages.recipe import build_graph
 
 
 def rows_of(run: Run) -> dict[str, str]:
-    lines = run("status").partition("\nlogs\n")[0].splitlines()
+    lines = run.here("status").partition("\nlogs\n")[0].splitlines()
     return {line.split()[1]: line for line in lines if line.startswith("  ")}
 
 
@@ -126,10 +126,10 @@ def test_status_tells_from_folders_what_a_job_said_last(run, fake, monkeypatch):
     events = run.folder / "slurm" / "jobs" / f"{job}.events"
     events.write_text("2026-01-01 00:00:00 start 0 on n1\n2026-01-01 00:00:09 failed: why\n")
     (run.folder / "slurm" / "jobs" / f"{job}.ended").write_text("1\n")
-    with_slurm = run("status")
+    with_slurm = run.here("status")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
 
-    for output in (with_slurm, run("status")):
+    for output in (with_slurm, run.here("status")):
         rows = {line.split()[1]: line for line in output.splitlines() if line.startswith("  ")}
         assert re.search(rf"✗  rain-layers +failed +{job}  failed: why", rows["rain-layers"])
         assert re.search(r"✗  pretrain +cancelled", rows["pretrain"])
@@ -189,7 +189,9 @@ def test_status_has_the_queue_and_the_time_left(run, fake):
     )
     (fake / "queue").write_text(queue)
 
-    rows = {line.split()[1]: line for line in run("status").splitlines() if line.startswith("  ")}
+    rows = {
+        line.split()[1]: line for line in run.here("status").splitlines() if line.startswith("  ")
+    }
 
     assert "1 running, 3 pending" in rows["corrupt-sr2@photos"]
     assert re.search(r"pretrain +pending +\d+ +Dependency", rows["pretrain"])
@@ -209,7 +211,7 @@ def test_status_shows_the_last_step_of_a_training(run, fake):
         "2026-01-01 00:00:01 saved step-00000002 in 0.1 s\n"
     )
 
-    (row,) = (line for line in run("status").splitlines() if line.startswith("  ·  pretrain "))
+    (row,) = (line for line in run.here("status").splitlines() if line.startswith("  ·  pretrain "))
 
     assert "step 2/6  samples 48  loss 5  6 samples/s (" in row
     assert row.endswith("16 s")
