@@ -43,7 +43,7 @@ def _plain_training() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "engine",
-    ["ddp", *(pytest.param(f"zero{stage}", marks=pytest.mark.slow) for stage in range(4))],
+    ["ddp", "zero1", *(pytest.param(f"zero{n}", marks=pytest.mark.slow) for n in (0, 2, 3))],
 )
 def test_running_statistics_are_the_mean_over_the_ranks(
     launched: Callable[[str, int], Launched], engine: str

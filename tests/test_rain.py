@@ -127,6 +127,7 @@ def test_light_rain_is_like_rain100l():
         assert ours[name] == pytest.approx(real[name], rel=0.12), name
 
 
+@pytest.mark.slow
 @needs_data
 def test_light_rain_falls_as_steeply_and_its_streaks_are_as_long_as_in_rain100l():
     (_, drawn), (_, photographed) = rain_on_benchmark("light", 80), real_rain()

@@ -33,6 +33,7 @@ def account(run: Run) -> str:
     return str(run.config.parent / "7-0")
 
 
+@pytest.mark.slow
 def test_what_comes_into_sight_later_is_waited_for(rain):
     (manifest,) = rain.folder.glob(f"rain-layers/*/{MANIFEST}")
     hidden = manifest.rename(manifest.with_name(".hidden"))
