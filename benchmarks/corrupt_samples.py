@@ -244,21 +244,22 @@ def worker_peak(settings: ShardSettings) -> Peak:
 
 
 def write_rates(path: Path, measured: Sequence[Sequence[Measured]], measured_by: str) -> None:
-    """What a photograph and what a patch costs: the difference of eight crops and of one."""
+    """What a photograph costs, by the difference of eight crops and of one, and what a patch costs
+    beside it."""
+    image_seconds: dict[int, float] = {}  # by channels: the same whatever is cut and written
+    for many, one in measured:
+        patch_seconds = (many.seconds - one.seconds) / (many.samples - one.samples)
+        channels, found = TASKS[many.task].channels, one.seconds / one.samples - patch_seconds
+        image_seconds[channels] = min(found, image_seconds.get(channels, found))
     tasks: dict[str, TaskRates] = {}
     for many, one in measured:
-        photographs = one.samples
-        patch_seconds = (many.seconds - one.seconds) / (many.samples - one.samples)
-        known = tasks.get(many.task)
-        formats = dict(known.formats) if known else {}
-        formats[many.format] = FormatRates(
-            patch_seconds=float(f"{patch_seconds:.3g}"),
+        of_image = image_seconds[TASKS[many.task].channels]
+        rates = FormatRates(
+            patch_seconds=float(f"{(many.seconds - one.samples * of_image) / many.samples:.3g}"),
             patch_bytes=round(many.bytes / many.samples),
         )
-        image_seconds = one.seconds / photographs - patch_seconds
-        if known is not None:  # reading and decoding cost the same whatever is written
-            image_seconds = min(image_seconds, known.image_seconds)
-        tasks[many.task] = TaskRates(image_seconds=float(f"{image_seconds:.3g}"), formats=formats)
+        formats = {**(tasks[many.task].formats if many.task in tasks else {}), many.format: rates}
+        tasks[many.task] = TaskRates(image_seconds=float(f"{of_image:.3g}"), formats=formats)
     record = {
         "measured": measured_by,
         "patch_size": PATCH_SIZE,
