@@ -254,12 +254,11 @@ def write_rates(path: Path, measured: Sequence[Sequence[Measured]], measured_by:
     tasks: dict[str, TaskRates] = {}
     for many, one in measured:
         of_image = image_seconds[TASKS[many.task].channels]
-        rates = FormatRates(
+        rates = TaskRates(image_seconds=float(f"{of_image:.3g}"), formats={})
+        tasks.setdefault(many.task, rates).formats[many.format] = FormatRates(
             patch_seconds=float(f"{(many.seconds - one.samples * of_image) / many.samples:.3g}"),
             patch_bytes=round(many.bytes / many.samples),
         )
-        formats = {**(tasks[many.task].formats if many.task in tasks else {}), many.format: rates}
-        tasks[many.task] = TaskRates(image_seconds=float(f"{of_image:.3g}"), formats=formats)
     record = {
         "measured": measured_by,
         "patch_size": PATCH_SIZE,

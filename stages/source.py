@@ -239,11 +239,11 @@ def _checked_folder(path: str) -> Path:
 def _container_times(config: SourceStageConfig) -> dict[str, JSON]:
     """Bytes and nanoseconds of tars, parquet files and what is in a folder that is a dataset; none
     of one that is gone or empty. What isn't local is not watched."""
-    kind = source_kind(config.path)
-    if config.corrupted is None and kind == "dataset":
+    kind = "folder" if config.corrupted is not None else source_kind(config.path)
+    if kind == "dataset":
         folder = Path(parse_dataset(config.path).name).absolute()
         return dict(tree_times(folder)) if folder.is_dir() and not is_empty(folder) else {}
-    if config.corrupted is not None or kind not in ("tars", "parquet"):
+    if kind not in ("tars", "parquet"):
         return {}
     files = matching_files(str(resolve_location(config.path)))
     statuses = {path_text(os.fsencode(file)): file.stat() for file in files}

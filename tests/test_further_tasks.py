@@ -76,9 +76,8 @@ def test_bytes_do_not_depend_on_which_photographs_are_corrupted_together(
         shards = tmp_path / str(together)
         shards.mkdir()
         settings = sr3_settings(shards, source, jpegs, samples_per_shard=2**10)
-        settings = replace(settings, task=TASKS[name], rain_layers=None)
-        if TASKS[name].needs_rain_layers:
-            settings = replace(settings, rain_layers=tmp_path)
+        rain_layers = tmp_path if TASKS[name].needs_rain_layers else None
+        settings = replace(settings, task=TASKS[name], rain_layers=rain_layers)
         (unit, _) = shard_making.plan_shards(8, 2, settings)
         shard_making.make_shard(settings, unit, after_image=lambda: None)
         digests.append(file_digest(shards / "train-00000.tar"))

@@ -207,11 +207,12 @@ class _OpenShard:
             offsets: np.ndarray = np.load(path)
         except (OSError, ValueError, EOFError) as error:
             raise ShardError(f"{path}: can't be read ({error}); {MAKE_AGAIN}") from error
-        samples = self._record.samples
-        if offsets.size != samples * len(self._shapes) * 2:
-            what = f"places of {len(offsets)} samples, the record of its tar says {samples}"
-            raise ShardError(f"{path}: {what}; {MAKE_AGAIN}")
-        return offsets.reshape(samples, len(self._shapes), 2)
+        if offsets.shape != (self._record.samples, len(self._record.images), 2):
+            raise ShardError(
+                f"{path}: places of {offsets.shape[0]} samples, the record of its tar says "
+                f"{self._record.samples}; {MAKE_AGAIN}"
+            )
+        return offsets
 
     def _check_header(self, place: int) -> None:
         """Is there, at `place`, a sample's first image, as large as the record says?"""

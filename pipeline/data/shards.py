@@ -140,7 +140,8 @@ class ShardWriter:
             offsets = f"{self._name}.offsets.npy"
             table = np.array(self._offsets, dtype="<i8")
             content = BytesIO()
-            np.save(content, table)
+            # Reshaped, because a table without samples has no shape of its own.
+            np.save(content, table.reshape(len(self._offsets), len(self._shapes), 2))
             write_atomically(self._folder / offsets, content.getvalue())
         Path(self._file.name).rename(self._folder / f"{self._name}.tar")
         sync_folder(self._folder)
